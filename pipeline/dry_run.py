@@ -14,10 +14,8 @@ import numpy as np
 from .config import Options
 from .extract import extract, make_stages, rows_of
 from .formatting import count_causes, words_for_bytes, words_for_seconds
-from .network.keras_models import KerasWeights
-from .network.known_weights import Weights
-from .progress import LOGGER as _log
-from .progress import Stopwatch, refuse_failures
+from .network.keras_models import AnyWeights
+from .progress import LOGGER, Stopwatch, refuse_failures
 from .signals import leaving_at_once
 from .store import disk
 from .store.run_folder import RunFolder
@@ -26,7 +24,7 @@ from .store.shard import encoded_bytes
 SAMPLE_BATCHES = 4
 
 
-def dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
+def dry_run(options: Options, run_folder: RunFolder, weights: AnyWeights) -> None:
     """Run a sample of what is missing, and say what came of it.
 
     Raises:
@@ -36,14 +34,14 @@ def dry_run(options: Options, run_folder: RunFolder, weights: Weights | KerasWei
     """
     if run_folder.missing:
         if options.engine.name != "local":
-            _log.info("dry run: the sample is made by this process alone, and so the estimate is for it")
+            LOGGER.info("dry run: the sample is made by this process alone, and so the estimate is for it")
         _run_sample(options, run_folder, weights)
     else:
-        _log.info("estimate: all rows are finished, nothing is left to make")
-    _log.info("dry run: nothing was written. Leave out dry_run=true to extract.")
+        LOGGER.info("estimate: all rows are finished, nothing is left to make")
+    LOGGER.info("dry run: nothing was written. Leave out dry_run=true to extract.")
 
 
-def _run_sample(options: Options, run_folder: RunFolder, weights: Weights | KerasWeights) -> None:
+def _run_sample(options: Options, run_folder: RunFolder, weights: AnyWeights) -> None:
     spec, rows = run_folder.spec, rows_of(run_folder.missing)
     with leaving_at_once():
         stages = make_stages(options, spec, weights)
@@ -72,24 +70,24 @@ def _run_sample(options: Options, run_folder: RunFolder, weights: Weights | Kera
     rate = (count - uncounted) / (time.monotonic() - began)
     causes = ", ".join(f"{number} {cause}" for cause, number in sorted(count_causes(errors).items()))
     which = f"all {count} images" if count == len(rows) else f"{count} of {len(rows)} images, spread evenly"
-    _log.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
+    LOGGER.info("sample: %s; %d failed%s", which, len(errors), f": {causes}" if causes else "")
     if sizes.any():
         raw_bytes, stored_bytes = (sizes * (len(rows) / count)).tolist()
         free_bytes = disk.free_bytes(run_folder.path)
         raw, stored, free = map(words_for_bytes, (raw_bytes, stored_bytes, free_bytes))
         share = f" after compression, {stored_bytes / raw_bytes:.0%} of {raw}"
-        _log.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
+        LOGGER.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
         if stored_bytes > free_bytes:
-            _log.warning(
+            LOGGER.warning(
                 "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
                 "Free some space, use output.dtype=float16, or another disk with output.dir=...",
                 *(run_folder.path, free, stored),
             )
-        _log.info(
+        LOGGER.info(
             "estimate: about %s for %d images, at %.2f images/s on the %s; the disk's own time is not in it",
             *(words_for_seconds(math.ceil(len(rows) / rate)), len(rows), rate, stages.device.kind),
         )
     else:
-        _log.warning("sample: no image of it can be used, so nothing can be said of the rest")
+        LOGGER.warning("sample: no image of it can be used, so nothing can be said of the rest")
     if count == len(rows) == len(spec.manifest) and errors:
         refuse_failures(len(errors), count, options.data.max_failed_fraction, errors[0])

@@ -29,12 +29,10 @@ from .machine import total_bytes, usable_cores
 from .network import load_tensorflow
 from .network.architectures import WINOGRAD
 from .network.host_reductions import one_blas_thread
-from .network.keras_models import KerasWeights
-from .network.known_weights import Weights
+from .network.keras_models import AnyWeights, KerasWeights
 from .network.reductions import averaged_layers
 from .network.winograd import prepare_segments
-from .progress import LOGGER as _log
-from .progress import Made, Progress, Stopwatch
+from .progress import LOGGER, Made, Progress, Stopwatch
 from .records import Batch, Device, FeatureBatch, ImageStatus, Manifest, RunSpec
 from .sharding import ShardSpec
 from .signals import leaving_at_once
@@ -192,7 +190,7 @@ def in_thread(items: Iterator[Item]) -> Generator[Item, None, None]:
         pool.shutdown(wait=False)
 
 
-def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights) -> Stages:
+def make_stages(options: Options, spec: RunSpec, weights: AnyWeights) -> Stages:
     """Load TensorFlow and make the stages.
 
     Raises:
@@ -205,7 +203,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
     of_vgg: dict[str, Any] = {"pooling": network.pooling, "kernel_order": network.kernel_order}
     preparing: Future[Any] | None = None
-    if isinstance(weights, Weights) and backend == WINOGRAD and runtime.device != "gpu":
+    if not isinstance(weights, KerasWeights) and backend == WINOGRAD and runtime.device != "gpu":
         layers = list(dict.fromkeys(feature.layer for feature in spec.features))
         arguments = {"threads": threads, "averaged": averaged_layers(spec.features), **of_vgg}
         # While TensorFlow is loaded.
@@ -220,7 +218,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
         *(runtime.device, options.batch_size, size_px, backend, threads),
         row_bytes=row_bytes(spec.features, spec.dtype),
         number=options.part.number - 1 if options.part else 0,
-        warn=_log.warning,
+        warn=LOGGER.warning,
     )
     set_precision(runtime.precision, device.kind)
     # On a GPU TensorFlow computes.
@@ -239,7 +237,7 @@ def make_stages(options: Options, spec: RunSpec, weights: Weights | KerasWeights
     if parts:
         compute = partial(infer_on_host, network=layers_of, mean_pixel=None if resize else mean, scale_pixel=scale)
     else:
-        compute = DeviceFunctions(layers_of, resize, fills=device.kind == "gpu", warn=_log.warning)
+        compute = DeviceFunctions(layers_of, resize, fills=device.kind == "gpu", warn=LOGGER.warning)
     # What the loader's workers do to each decoded image.
     prepare: Callable[[NDArray[np.uint8]], NDArray[Any]]
     if resize is None:
@@ -276,17 +274,19 @@ def say_device(device: Device, options: Options) -> None:
     """Say where the network runs; where other GPUs are idle, how to use them."""
     gpu, batches = device.gpu, f"{options.runtime.precision}, batches of {device.batch_size}"
     if gpu is None:
-        _log.info("device: cpu, %s", batches)
+        LOGGER.info("device: cpu, %s", batches)
         return
     memory = f"{words_for_bytes(gpu.free_bytes)} free" + f" of {words_for_bytes(gpu.total_bytes)}" * bool(gpu.total_bytes)
     where = f"GPU {gpu.number} of {gpu.count}, {gpu.model}, {memory}"
-    _log.info("device: %s; %s, %d at a time; CUDA %s, cuDNN %s", where, batches, device.in_flight, gpu.cuda, gpu.cudnn)
+    LOGGER.info("device: %s; %s, %d at a time; CUDA %s, cuDNN %s", where, batches, device.in_flight, gpu.cuda, gpu.cudnn)
     if gpu.count > 1 and options.part is None and options.engine.name == "local":
-        _log.info("device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2)
+        LOGGER.info(
+            "device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2
+        )
 
 
 @contextmanager
-def open_local(options: Options, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
+def open_local(options: Options, weights: AnyWeights, run_folder: RunFolder) -> Iterator[Engine]:
     """Make the stages, and yield what makes the missing shards in this process, those of one part after the other.
 
     Raises:

@@ -28,13 +28,11 @@ from .images.reading import read_image
 from .machine import peak_memory_bytes
 from .network import load_tensorflow
 from .network.architectures import CLASSIFIER_BLOCK, foreign_names
-from .network.keras_models import KERAS, KerasWeights, load_keras
-from .network.known_weights import Weights
+from .network.keras_models import KERAS, AnyWeights, load_keras
 from .network.weights import load_weights
 from .pca import compute_sample, with_transforms
 from .plan import list_images, plan_run, versions
-from .progress import LOGGER as _log
-from .progress import Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
+from .progress import LOGGER, Made, Progress, Stopwatch, can_draw, log_to_file, log_to_terminal, refuse_failures
 from .records import LayerSpec, Manifest, RunSpec
 from .report import Report, render_page
 from .sharding import ShardSpec
@@ -78,7 +76,7 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
                 # Which is checked already of the others.
                 options.features()
         elif foreign := foreign_names(options.network.name, [word.partition(":")[0] for word in options.layers]):
-            _log.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
+            LOGGER.info("layers: %s", ", ".join(f"{theirs} is {ours} here" for theirs, ours in foreign.items()))
         with watch.stage("list"):
             manifest = list_images(options.data)
         with watch.stage("start"):
@@ -119,21 +117,21 @@ def _claim_gpu(options: Options) -> None:
     claim_gpu("cpu" if is_driver else options.runtime.device, options.part.number - 1 if options.part else 0)
 
 
-def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> Weights | KerasWeights:
+def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> AnyWeights:
     network = options.network
     if network.weights == "random":
-        _log.info(UNTRAINED)
+        LOGGER.info(UNTRAINED)
     if network.model is not None:
         assert options.data.size is not None
         model = network.model, network.weights, network.preprocess
         with leaving_at_once():
-            return load_keras(*model, size_px=options.data.size, layers=layers, seed=network.seed, log=_log.info)
+            return load_keras(*model, size_px=options.data.size, layers=layers, seed=network.seed, log=LOGGER.info)
     classifier = layers[-1].block == CLASSIFIER_BLOCK
     weights = load_weights(
-        network.name, network.weights, seed=network.seed, classifier=classifier, progress=can_draw(), log=_log.info
+        network.name, network.weights, seed=network.seed, classifier=classifier, progress=can_draw(), log=LOGGER.info
     )
     if network.weights != "random":
-        _log.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
+        LOGGER.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
     return weights if network.pool_padding == AUTO else replace(weights, pool_padding=network.pool_padding)
 
 
@@ -146,21 +144,21 @@ def say_plan(run_folder: RunFolder) -> None:
         else:
             row_bytes = format.row_bytes([feature], spec.dtype)
             size = f"{' x '.join(map(str, feature.shape))} {spec.dtype}, {words_for_bytes(row_bytes)} an image"
-        _log.info("layer: %s, %s", feature.name, size)
+        LOGGER.info("layer: %s, %s", feature.name, size)
     rows = count_rows(missing)
     if share is not None:
-        _log.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
+        LOGGER.info("part: %s, %d of %s, %d images", share, len(own), counted(len(spec.shards()), "shard"), count_rows(own))
     if added := count_rows(shard for shard in missing if shard.part):
-        _log.info("extend: %s after the %d of the run", counted(added, "new image"), spec.parts[0].stop)
+        LOGGER.info("extend: %s after the %d of the run", counted(added, "new image"), spec.parts[0].stop)
     if run_folder.finished:
-        _log.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
+        LOGGER.info("resume: %d of %d shards are finished, %d images are left", len(run_folder.finished), len(own), rows)
     if not rows:
         return
     is_native = any(feature.shape is None for feature in spec.features)
     all_bytes = words_for_bytes(rows * format.row_bytes(spec.features, spec.dtype))
     size = "a size that depends on the images" if is_native else f"{all_bytes} before compression"
     shards, free = counted(len(missing), "shard"), words_for_bytes(disk.free_bytes(run_folder.path))
-    _log.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, free)
+    LOGGER.info("output: %d images, %s, in %s under %s; %s free", rows, size, shards, run_folder.path, free)
 
 
 def make_missing(run_folder: RunFolder, engine: Engine | None, failed: int, watch: Stopwatch) -> Made:
@@ -219,10 +217,10 @@ def check_finished(run_folder: RunFolder) -> int:
                     others.add(f"{name.removeprefix('version_')} {found.attributes[name]}, now {text}")
     if again:
         said = counted(len(mended), "image"), keys[mended[0]], counted(len(again), "shard")
-        _log.info("resume: %s failed before, and can be read now or changed, e.g. %r; %s made again", *said)
+        LOGGER.info("resume: %s failed before, and can be read now or changed, e.g. %r; %s made again", *said)
         run_folder.make_again(again)
     if others and run_folder.missing:
-        _log.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
+        LOGGER.warning("resume: finished shards were made with %s", "; ".join(sorted(others)))
     return failed
 
 
@@ -273,9 +271,9 @@ def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
         if not lacking and not run_folder.is_extended():
             run_folder.gather_digests()
             return finish_run(path, spec, made, watch, part=str(share))
-    _log.info("%s", report.summary())
+    LOGGER.info("%s", report.summary())
     is_left = f"{len(lacking)} of {len(spec.shards())} shards are not there yet"
-    _log.info("index: %s; the part that finishes last writes it", is_left if lacking else "the run has been extended meanwhile")
+    LOGGER.info("index: %s; the part that finishes last writes it", is_left if lacking else "the run has been extended meanwhile")
     return report
 
 
@@ -286,30 +284,22 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
         DatasetError: All images have failed, or more than may.
     """
+    index = path / format.INDEX_NAME
     with watch.stage("finish"):
-        # It is if there was nothing to make, or another part has written it.
-        is_indexed = index_is_whole(path, spec)
+        # It is there if there was nothing to make, or another part has written it.
+        is_indexed = Digests(path).agrees(index.name)
+        if is_indexed:
+            with open_run(index) as found:
+                is_indexed = bool(found.attributes["run_digest"] == spec.digest)
         if not is_indexed:
             build_index(path, spec)
         errors = _errors(path)
-    report = _report(path, spec, made, watch, len(spec.manifest), errors, part, index=str(path / format.INDEX_NAME))
+    report = _report(path, spec, made, watch, len(spec.manifest), errors, part, str(index))
     write_reports(path, spec, report, is_unchanged=is_indexed)
-    _log.info("%s", report.summary())
+    LOGGER.info("%s", report.summary())
     if errors:
         refuse_failures(len(errors), report.rows, report.options.get(MOST_FAILED, 1.0), errors[0])
     return report
-
-
-def index_is_whole(path: Path, spec: RunSpec) -> bool:
-    """Return whether the index is there, as it was written, and of this run.
-
-    Raises:
-        UnreadableError: It is in use, or the system does not let us read it, so that it must not be written anew.
-    """
-    if not Digests(path).agrees(format.INDEX_NAME):
-        return False
-    with open_run(path / format.INDEX_NAME) as found:
-        return bool(found.attributes["run_digest"] == spec.digest)
 
 
 def _errors(path: Path) -> list[str]:

@@ -22,12 +22,10 @@ from .config import Options, Parameters
 from .errors import OptionError, StoreError
 from .extract import extract, make_stages
 from .network.host_reductions import fit_pca, sample_places
-from .network.keras_models import KerasWeights
-from .network.known_weights import Weights
+from .network.keras_models import AnyWeights
 from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
-from .progress import LOGGER as _log
-from .progress import Stopwatch
+from .progress import LOGGER, Stopwatch
 from .records import FeatureBatch, FeatureSpec, RunSpec, Transform
 from .signals import leaving_at_once
 from .store import format
@@ -83,7 +81,7 @@ def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: T
 
 
 def compute_sample(
-    options: Options, spec: RunSpec, weights: Weights | KerasWeights, features: Sequence[FeatureSpec], rows: NDArray[np.int64]
+    options: Options, spec: RunSpec, weights: AnyWeights, features: Sequence[FeatureSpec], rows: NDArray[np.int64]
 ) -> Iterator[FeatureBatch]:
     """Extract features of some images of a run; see :data:`TakeSample`."""
     with leaving_at_once():
@@ -112,7 +110,7 @@ def _of_other_run(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Tr
 def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
     """Fit components to a sample of the run's first rows."""
     places = sample_places(rows, pca["fit_images"], pca["seed"])
-    _log.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
+    LOGGER.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
     sample = {name: [np.zeros((0, feature.channels), np.float32)] for name, feature in given.items()}
     for batch in take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places):
@@ -125,7 +123,7 @@ def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, t
         total = values.var(axis=0, ddof=1, dtype=np.float64).sum()
         # Images that are all alike have none.
         share = found[name].explained_variance.sum() / total if total else 1.0
-        _log.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
+        LOGGER.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
     return found
 
 

@@ -26,10 +26,9 @@ from .images.tar import list_tars
 from .images.tfds import find_set, list_set, sets_folder
 from .network import load_tensorflow
 from .network.architectures import TENSORFLOW, WINOGRAD, layer_table, output_shapes
-from .network.keras_models import KerasWeights
-from .network.known_weights import Weights
+from .network.keras_models import AnyWeights, KerasWeights
 from .network.reductions import reduce_stored
-from .progress import LOGGER as _log
+from .progress import LOGGER
 from .records import FeatureSpec, LayerSpec, Manifest, RunSpec, digest_images
 from .sharding import plan_images_per_shard
 from .storage import RemotePath
@@ -55,7 +54,7 @@ def list_images(source: DataOptions) -> Manifest:
     """
 
     def warn(words: str) -> None:
-        _log.warning("images: %s", words)
+        LOGGER.warning("images: %s", words)
 
     if source.tar is not None:
         manifest = list_tars(source.tar, tar_folder(source.tar), warn)
@@ -74,7 +73,7 @@ def list_images(source: DataOptions) -> Manifest:
         manifest = list_folder(source.dir)
     manifest = with_labels(manifest, source.label)
     skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items()))
-    _log.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
+    LOGGER.info("images: %d under %s%s", len(manifest), manifest.root, f"; skipped: {skipped}" if skipped else "")
     return manifest
 
 
@@ -100,7 +99,7 @@ def with_labels(manifest: Manifest, label: str) -> Manifest:
     return replace(manifest, labels=labels, digest=digest)
 
 
-def plan_run(options: Options, manifest: Manifest, weights: Weights | KerasWeights) -> RunSpec:
+def plan_run(options: Options, manifest: Manifest, weights: AnyWeights) -> RunSpec:
     """Plan a run of these images; the content of the weights is part of its identity.
 
     Raises:

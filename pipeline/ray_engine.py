@@ -23,11 +23,9 @@ from .errors import EngineError, ImageError, OptionError, PipelineError, printab
 from .extract import Engine, Stages, make_shards, make_stages, say_device
 from .images.reading import read_again
 from .machine import peak_memory_bytes, usable_cores
-from .network.keras_models import KerasWeights
-from .network.known_weights import Weights
+from .network.keras_models import AnyWeights
 from .plan import versions
-from .progress import LOGGER as _log
-from .progress import Made, Progress, Stopwatch
+from .progress import LOGGER, Made, Progress, Stopwatch
 from .records import Device, ImageRecord, ImageStatus, RunSpec
 from .sharding import ShardSpec
 from .signals import kept_handlers, leaving_at_once
@@ -63,7 +61,7 @@ class Job:
 
     options: Options  # of the run, with the device and the threads of a task
     parts: Mapping[int, RunSpec]  # number -> the run up to that part
-    weights: Weights | KerasWeights
+    weights: AnyWeights
     folder: Path  # the run's, absolute
     image: ImageRecord | None  # one that the driver can read, and so must every node; None if there is none
     versions: Mapping[str, str]  # of the driver's libraries, which every node must have
@@ -173,7 +171,7 @@ def _can_read(image: ImageRecord) -> bool:
 
 
 @contextmanager
-def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunFolder) -> Iterator[Engine]:
+def open_ray(options: Options, weights: AnyWeights, run_folder: RunFolder) -> Iterator[Engine]:
     """Connect to a cluster, have a first worker ready, and yield what makes the missing shards; all nodes share the folder.
 
     Raises:
@@ -195,7 +193,7 @@ def open_ray(options: Options, weights: Weights | KerasWeights, run_folder: RunF
         first = next(tasks.run([()] * tasks.slots))
         runtime = tasks.job.options.runtime
         say_device(first.device, options)
-        _log.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
+        LOGGER.info("engine: workers: %d, on the %s, threads each: %d", tasks.slots, runtime.device, runtime.workers)
 
         def make(progress: Progress, watch: Stopwatch) -> Made:
             made, seconds, digests = first.made, Counter[str](), run_folder.digests()

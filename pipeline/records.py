@@ -39,9 +39,8 @@ class ImageRecord:
 class ImageSource(Protocol):
     """Where images are that are no local files: tar files, a data set, an object store.
 
-    One for all rows: safe in threads and after a fork, and picklable, since it is sent to every machine that has a share in the
-    run. What it has open, it opens when it is first asked. Both methods raise OSError for an image that is missing or cannot be
-    read, as of a file.
+    One for all rows: safe in threads and after a fork, and picklable: it opens what it needs when it is first asked. Both methods
+    raise OSError for an image that is missing or cannot be read, as of a file.
     """
 
     @property
@@ -49,11 +48,7 @@ class ImageSource(Protocol):
         """One word, stored with the run."""
 
     def read(self, record: ImageRecord) -> bytes:
-        """Return the bytes of one image.
-
-        Raises:
-            ImageError: It cannot be used; the text begins with ``unreadable``, ``too large`` or ``not a regular file``.
-        """
+        """Return the bytes of an image; raise ``ImageError``: ``unreadable``, ``too large`` or ``not a regular file``."""
 
     def modified_seconds(self, record: ImageRecord) -> float:
         """Return when it was last written, in seconds since 1970; later than now where that is unknown."""
@@ -61,10 +56,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The images of a run, in order: row i of everything that is written is image i of this.
-
-    Stored by column, since a run may have millions of rows.
-    """
+    """The images of a run, in order: row i of everything that is written is image i of this. Millions of rows: by column."""
 
     root: str  # folder that keys are relative to
     keys: Sequence[str]  # (N) unique names, in the order of the run
@@ -88,7 +80,7 @@ class Manifest:
         return ImageRecord(index, key, path, self.labels[index], int(self.file_bytes[index]), self.source, place)
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        return (self[index] for index in range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
 
 def digest_images(
@@ -148,11 +140,6 @@ class Batch:
     def good(self) -> NDArray[np.int64]:
         """(n,) int64, which rows of the batch have not failed."""
         return np.flatnonzero([not status.error for status in self.statuses])
-
-    def image(self, row: int) -> NDArray[Any]:
-        """Give the pixels of one row, (h', w', 3), without what lies beside them in the canvas."""
-        height, width = self.sizes_px[row]
-        return self.images[row, :height, :width]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,16 +289,14 @@ class Device:
     gpu: Gpu | None = None
 
     def step_rows(self, rows: int) -> int:
-        """Return the images of a batch where so many are to be computed in all.
-
-        On a GPU every step is filled up to one size: of 167 rows 84 and 83 are computed, not 128 and 39 filled up to 128.
-        """
+        """Return the images of a batch where so many are to be computed in all."""
+        # On a GPU every step is filled up to one size: of 167 rows 84 and 83 are computed, not 128 and 39 filled up to 128.
         return -(-rows // -(-rows // self.batch_size)) if self.gpu and rows else self.batch_size
 
     def attributes(self, precision: str) -> dict[str, str]:
         """Return what a file says of the device that it was made on."""
         found = {"device": self.kind, "precision": precision}
-        if self.gpu:
-            found |= {"gpu": self.gpu.model, "gpu_memory_bytes": str(self.gpu.total_bytes), "cuda": self.gpu.cuda}
-            found |= {"cudnn": self.gpu.cudnn, "batch_size": str(self.batch_size)}
+        if gpu := self.gpu:
+            found |= {"gpu": gpu.model, "gpu_memory_bytes": str(gpu.total_bytes), "cuda": gpu.cuda, "cudnn": gpu.cudnn}
+            found["batch_size"] = str(self.batch_size)
         return found

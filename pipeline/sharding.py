@@ -38,8 +38,6 @@ class ShardSpec:
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:
     """Return the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
 
-    A function of its arguments alone: the same run is cut alike on every machine.
-
     Args:
         row_bytes: Bytes of one image's activations over all layers, uncompressed; at native size an estimate.
         rows: Of the run. Fewer rows than a shard holds do not make it smaller: the run may be extended.
@@ -63,10 +61,6 @@ def plan_shards(stops: tuple[int, ...], step: int) -> tuple[ShardSpec, ...]:
     return tuple(shards)
 
 
-# No more digits than any number of processes has.
-_SHARE = re.compile(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})")
-
-
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one of several processes makes of a run: every ``count``-th shard, finished or not. Written ``3/8``."""
@@ -77,7 +71,8 @@ class Share:
     @classmethod
     def of_text(cls, text: str) -> Share | None:
         """Return the share that is written so, ``3/8`` or ``3-of-8``; None where it is none."""
-        found = _SHARE.fullmatch(text)
+        # No more digits than any number of processes has.
+        found = re.fullmatch(r"([0-9]{1,7})(?:/|-of-)([0-9]{1,7})", text)
         return cls(int(found[1]), int(found[2])) if found and 1 <= int(found[1]) <= int(found[2]) else None
 
     def has(self, number: int) -> bool:

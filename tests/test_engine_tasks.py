@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,27 +66,26 @@ def test_a_task_takes_what_the_options_and_the_nodes_say(
 def test_a_task_has_full_device_steps_and_leaves_every_worker_some() -> None:
     spec = make_spec(rows=4000, images_per_shard=4)
 
-    def sizes(slots: int, batch_size: int) -> list[int]:
+    for slots, batch_size, sizes in (
+        # 20 steps of 8 rows are 40 shards; one step of 21 may be partly empty.
+        (2, 8, [40] * 25),
+        # Four tasks a worker.
+        (50, 8, [5] * 200),
+        (1000, 8, [1] * 1000),
+        # One image a step, as at native size.
+        (2, 1, [5] * 200),
+    ):
         tasks = engine.plan_tasks(spec.shards(), slots, batch_size)
         assert [shard for task in tasks for shard in task] == list(spec.shards())
-        return [len(task) for task in tasks]
-
-    # 20 steps of 8 rows are 40 shards; one step of 21 may be partly empty.
-    assert sizes(2, 8) == [40] * 25
-    # Four tasks a worker.
-    assert sizes(50, 8) == [5] * 200
-    assert sizes(1000, 8) == [1] * 1000
-    # One image a step, as at native size.
-    assert sizes(2, 1) == [5] * 200
+        assert [len(task) for task in tasks] == sizes
 
 
 def make_job(folder: Path, **changes: Any) -> engine.Job:
     (folder / "shards").mkdir(exist_ok=True)
     (folder / ".lock").touch()
-    found = check_options(values(runtime__workers=2))
-    settings: dict[str, Any] = {"options": found, "parts": {0: SPEC}, "weights": None, "folder": folder, "image": None}
-    settings["versions"] = versions()
-    return engine.Job(**{**settings, **changes})
+    found: Any = check_options(values(runtime__workers=2))
+    weights: Any = None
+    return replace(engine.Job(found, {0: SPEC}, weights, folder, image=None, versions=versions()), **changes)
 
 
 def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,16 +103,11 @@ def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path, monk
 
 
 def test_a_process_whose_network_is_for_another_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ended(BaseException):
-        pass
-
-    def end(code: int) -> None:
-        raise Ended
-
-    monkeypatch.setattr(engine.os, "_exit", end)
+    # Which ends the test's process only as an exception.
+    monkeypatch.setattr(engine.os, "_exit", sys.exit)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     monkeypatch.setattr(engine, "_prepared", ("0", None, None))
-    with pytest.raises(Ended):
+    with pytest.raises(SystemExit):
         engine.make_task((), ())
 
 
@@ -154,15 +150,11 @@ class RayTaskError(Exception):
         self.cause = cause
 
 
-class WorkerCrashedError(Exception):
-    pass
-
-
 class FakeRay:
     """What the driver uses of Ray; every task is answered at once, by ``answer``."""
 
     def __init__(self, answer: Any, **resources: float) -> None:
-        died = dict.fromkeys(("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"), WorkerCrashedError)
+        died = dict.fromkeys(("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"), MemoryError)
         self.exceptions = SimpleNamespace(RayTaskError=RayTaskError, **died)
         self.answer, self.resources = answer, {"CPU": 4.0, **resources}
         self.settings: dict[str, Any] = {}
@@ -205,7 +197,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
     [
         (RayTaskError("Traceback", OptionError("runtime.device: no GPU")), OptionError, r"^runtime.device: no GPU$"),
         (
-            WorkerCrashedError("It\ndied."),
+            MemoryError("It\ndied."),
             EngineError,
             r"^engine: a network could not be made, got 3 workers that died over it, the last since It died\. Expected one that "
             r"lives\. Look at the memory",
@@ -214,7 +206,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
         (
             RayTaskError("Traceback\nNo module named 'h5py'", ModuleNotFoundError("No module named 'h5py'")),
             EngineError,
-            r"^engine: a node cannot load this program, got \"No module named 'h5py'\"\. Expected it, and all that it needs",
+            r"^engine: a node cannot load this program, got \"No module named 'h5py'\"\. Expected it on every node",
         ),
     ],
 )

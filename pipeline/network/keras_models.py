@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from ..errors import OptionError, PipelineError, WeightsError, nearest, printabl
 from ..records import FeatureSpec, LayerSpec
 from . import load_tensorflow, load_undisturbed
 from .architectures import MEAN_PIXEL_RGB
-from .known_weights import digest_arrays
+from .known_weights import Weights, digest_arrays
 from .torch_weights import MEAN_PIXEL, SCALE_PIXEL
 
 # What ``network`` is called.
@@ -95,6 +95,9 @@ class KerasWeights:
     source: str
     sha256: str
     identity: Mapping[str, str]
+
+
+AnyWeights: TypeAlias = Weights | KerasWeights
 
 
 def is_file(model: str) -> bool:
