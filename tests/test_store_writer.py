@@ -170,9 +170,9 @@ def test_shards_that_wait_for_a_slow_disk_are_few(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("value", "dtype", "expected"),
     [
-        (65_520.0, "float16", "got 65520. Expected values from -65504 to 65504."),
-        (np.inf, "float16", "got inf. Expected finite numbers."),
-        (np.nan, "float32", "got nan. Expected finite numbers."),
+        (65_520.0, "float16", "got 65520."),
+        (np.inf, "float16", "got inf."),
+        (np.nan, "float32", "got nan."),
     ],
 )
 def test_values_that_cannot_be_stored_name_layer_and_image(tmp_path: Path, value: float, dtype: str, expected: str) -> None:

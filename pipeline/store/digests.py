@@ -17,8 +17,8 @@ from . import damage, disk, format
 # backslash or a newline would be escaped; none of ours has one. Where a newline was lost, a digest lies within the name.
 _LINE = re.compile(r"([0-9a-f]{64})  ((?:(?![0-9a-f]{64}  )[^\\\x00-\x1f])+)")
 # Paths from the run folder of all files that get a line.
-_PATTERNS = format.shard_path(format.SHARD_NAME.pattern), format.MANIFEST_NAME.pattern
-OWN = re.compile("|".join([*_PATTERNS, *map(re.escape, format.DIGESTED_NAMES)]))
+_OTHERS = "|".join(map(re.escape, format.DIGESTED_NAMES))
+OWN = re.compile(f"{format.shard_path(format.SHARD_NAME.pattern)}|{format.MANIFEST_NAME.pattern}|{_OTHERS}")
 
 
 class Digests:
@@ -46,18 +46,18 @@ class Digests:
         self._folder = folder
         self._adding = threading.Lock()
         self.by_name = _read(self.path)
-        self._of_writers = {} if writer else _writers(folder)
+        # Also of one that was killed when it had written no line yet.
+        names = [] if writer else [name.removesuffix(format.PARTIAL_SUFFIX) for name in disk.names_in(folder)]
+        self._of_writers = {
+            found[1]: folder / found[0] for name in names if (found := format.WRITER_DIGESTS_NAME.fullmatch(name))
+        }
         lines = [line for path in self._of_writers.values() for line in _read(path).items()]
         disputed = {name for name, digest in lines if self.by_name.setdefault(name, digest) != digest}
         for name in disputed:
             del self.by_name[name]
 
     def publish(self, path: Path, partial: Path | None = None) -> None:
-        """Give a file its final name as :func:`disk.publish` does, and add its line.
-
-        Raises:
-            OSError: The disk refuses the file.
-        """
+        """Give a file its final name as :func:`disk.publish` does, and add its line; an ``OSError`` if the disk refuses."""
         name = path.relative_to(self._folder).as_posix()
         with self._adding:
             # First: should the power fail here, a missing line is added again; a wrong one would accuse a good file.
@@ -78,11 +78,8 @@ class Digests:
         self._adding.acquire(timeout=1.0)
 
     def drop(self, names: Iterable[str]) -> None:
-        """Remove the lines of these files; the others stay on the disk throughout.
-
-        Lines that writers have of them must have been folded in before.
-        """
-        known = [name for name in names if name in self.by_name]
+        """Remove the lines of these files; of writers only those that have been folded in. Others stay on the disk throughout."""
+        known = self.by_name.keys() & {*names}
         for name in known:
             del self.by_name[name]
         if known:
@@ -93,8 +90,8 @@ class Digests:
         shards = self._folder / format.SHARD_FOLDER
         # Listed, as asking the system for each of a million files takes minutes.
         with disk.writing(self._folder):
-            there = {path.relative_to(self._folder).as_posix() for folder in (self._folder, shards) for path in folder.iterdir()}
-        self.drop([name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides)])
+            there = {*disk.names_in(self._folder), *map(format.shard_path, disk.names_in(shards))}
+        self.drop(name for name in self.by_name if OWN.fullmatch(name) and name not in there.difference(besides))
 
     def fold(self, living: Collection[Share] = ()) -> None:
         """Take the lines of writers into ``SHA256SUMS``, and remove the files of those that make none of these shares now."""
@@ -106,11 +103,7 @@ class Digests:
             disk.remove(*done, *map(disk.partial_path, done))
 
     def agrees(self, name: str) -> bool:
-        """Tell whether a file has a line, is there, and is as its line says.
-
-        Raises:
-            UnreadableError: The system does not let us read it.
-        """
+        """Tell whether a file has a line, is there, and is as its line says; an ``UnreadableError`` if nobody can tell."""
         path = self._folder / name
         return name in self.by_name and path.is_file() and digest_of(path) == self.by_name[name]
 
@@ -132,15 +125,9 @@ class RemoteDigests(Digests):
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a finished file, in hex.
-
-    Raises:
-        StoreError: It is missing, or the system does not let us read it.
-    """
-    try:
+    """Return the SHA-256 of a finished file, in hex; a ``StoreError`` if it is missing or cannot be read."""
+    with damage.reading(path, ""):
         return disk.file_digest(path)
-    except OSError as error:
-        raise damage.damaged(path, "", error) from error
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -149,9 +136,3 @@ def _read(path: Path) -> dict[str, str]:
         return {}
     lines = map(_LINE.fullmatch, damage.read_file(path).decode("utf-8", "replace").split("\n"))
     return {line[2]: line[1] for line in lines if line}
-
-
-def _writers(folder: Path) -> dict[str, Path]:
-    """Return the files of writers in a run folder, by their names."""
-    names = [name.removesuffix(format.PARTIAL_SUFFIX) for name in disk.names_in(folder)]
-    return {found[1]: folder / name for name in names if (found := format.WRITER_DIGESTS_NAME.fullmatch(name))}

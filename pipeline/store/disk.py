@@ -33,11 +33,7 @@ _REMEDY = "Check the folder, its permissions and the disk, or choose another wit
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise in one line what the disk refuses in the block; what a storage refuses is one already.
-
-    Raises:
-        StoreError: The path cannot be written; of one at an address, unless an error names it, its scratch folder.
-    """
+    """Raise a ``StoreError`` of one line for what the disk refuses in the block; what a storage refuses is one already."""
     try:
         yield
     except StorageError:
@@ -59,17 +55,13 @@ def scratch_of(folder: Path) -> Path:
 def partial_path(path: Path, mark: str = "") -> Path:
     """Return the name under which a file is written before it is whole; of one at an address, a path in the scratch folder.
 
-    ``mark``: of the process that writes it, where another might write the same file: letters, digits and dashes.
+    ``mark``: of the process that writes it, where another might write the same file.
     """
     return scratch_of(path).with_name(f"{path.name}.{mark}{PARTIAL_SUFFIX}" if mark else path.name + PARTIAL_SUFFIX)
 
 
 def write_file(path: Path, content: bytes | memoryview, publish: Callable[[Path], object]) -> None:
-    """Write a file, whole or not at all; ``publish`` gives it its name, as :func:`publish` does.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
+    """Write a file, whole or not at all; ``publish`` gives it its name, as :func:`publish` does. May raise a ``StoreError``."""
     partial = partial_path(path)
     try:
         with writing(path):
@@ -87,12 +79,7 @@ def publish(path: Path, partial: Path | None = None) -> str:
     The order is the promise: bytes, then name, then the folder that holds the name. Whoever sees the final name after a power
     cut sees a whole file. To an address the file is uploaded, and has its name there once all of it has come.
 
-    Args:
-        path: The final name.
-        partial: Where the file is now, if not there.
-
-    Raises:
-        OSError: The disk refuses.
+    ``partial``: where the file is now, if not there. Raises an ``OSError`` if the disk refuses.
     """
     partial = partial or partial_path(path)
     sync(partial)
@@ -108,11 +95,7 @@ def publish(path: Path, partial: Path | None = None) -> str:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give the name under which a file or folder that somebody has asked for is made; it takes the place of what is there.
-
-    Raises:
-        OSError: The disk refuses.
-    """
+    """Give the name under which a file or folder that somebody has asked for is made; it takes the place of what is there."""
     partial = partial_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_tree(partial)
@@ -142,16 +125,15 @@ def sync(path: Path) -> None:
     # At an address nothing is to be synced; Windows opens no folders and orders its own metadata.
     if isinstance(path, RemotePath) or (is_folder and os.name != "posix"):
         return
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
-        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.fsync(handle)
     except OSError as error:
         # Source: fsync(2): file systems that cannot sync a folder say so with EINVAL; the files in it have been synced.
-        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
+    finally:
+        os.close(handle)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -176,11 +158,7 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def remove(*paths: Path) -> None:
-    """Remove files if they are there, the first one before all others.
-
-    Raises:
-        StoreError: The disk refuses.
-    """
+    """Remove files if they are there, the first one before all others; raise a ``StoreError`` if the disk refuses."""
 
     def unlink(path: Path) -> None:
         with writing(path):

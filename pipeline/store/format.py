@@ -136,14 +136,11 @@ SHARD_NAME = re.compile(r"shard-(?:part(\d{3,})-)?(\d{5,})-of-(\d{5,})\.h5")
 # The name that a shard is to have, and the mark of its writer, if it has one.
 PARTIAL_SHARD_NAME = re.compile(rf"({SHARD_NAME.pattern})(?:\.[0-9a-z-]+)?{re.escape(PARTIAL_SUFFIX)}")
 
-# The scale of rows; those of the axes of a row have the feature's name after theirs: ``height_relu4_1``.
-IMAGE_DIMENSION = "image"
 # Source: netCDF C library 4.9, hdf5internal.h and nc4hdf.c: the name of a scale that is a dimension and no variable.
 DIMENSION_TITLE = "This is a netCDF dimension but not a netCDF variable.{:10d}"
 
 # By the rank of a row.
 AXES = {3: ("image", "height", "width", "channel"), 1: ("image", "component")}
-NATIVE_AXES = AXES[3][1:]
 STORED_DTYPES = {"float32": "<f4", "float16": "<f2"}
 ITEMSIZE_BYTES = {"float32": 4, "float16": 2}
 
@@ -207,30 +204,20 @@ def native_name(index: int) -> str:
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize_bytes: int) -> tuple[int, ...]:
-    """Return the chunk of ``/features/<layer>``: whole rows, unless one is above :data:`LARGEST_CHUNK_BYTES`.
+    """Return the chunk of ``/features/<layer>``, of rows (h, w, c) or (d,): whole ones up to :data:`LARGEST_CHUNK_BYTES`.
 
     Rows a chunk are a power of two, so that the chunks of all layers end together at the end of a shard.
-
-    Args:
-        shape: (h, w, c) or (d,), of a row.
-        itemsize_bytes: Of a stored value.
     """
     row_bytes = math.prod(shape) * itemsize_bytes
     if row_bytes > LARGEST_CHUNK_BYTES:
-        return (1, *band_shape(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES))
+        return 1, *band_shape(shape, itemsize_bytes, LARGE_ROW_BAND_BYTES)
     if row_bytes >= SINGLE_ROW_BYTES:
         return 1, *shape
     return 1 << (SEVERAL_ROWS_BYTES // row_bytes).bit_length() - 1, *shape
 
 
 def band_shape(shape: tuple[int, ...], itemsize_bytes: int, band_bytes: int | None = None) -> tuple[int, ...]:
-    """Return the chunk of ``/features/<layer>/<row>``, native size: whole map rows, about 1 MiB of them and at least one.
-
-    Args:
-        shape: (h, w, c) of the image's activations.
-        itemsize_bytes: Of a stored value.
-        band_bytes: In place of 1 MiB.
-    """
+    """Return the chunk of ``/features/<layer>/<row>``, native size, (h, w, c): whole map rows, about 1 MiB and at least one."""
     height, *rest = shape
     return min(height, max(1, (band_bytes or BAND_BYTES) // (math.prod(rest) * itemsize_bytes))), *rest
 
@@ -248,10 +235,8 @@ def largest_chunk_rows(features: Iterable[FeatureSpec], dtype: str) -> int:
 def column_names(metadata: Iterable[str]) -> dict[str, str]:
     """Return the names under which further columns of a list are stored in ``/images``.
 
-    A name that is taken by a column of the format gets ``list_`` before it; ``/``, which HDF5 reads as a folder, becomes ``_``.
-
-    Returns:
-        Name in the list -> name in the file, each once.
+    Name in the list -> name in the file, each once. One that is taken by a column of the format gets ``list_`` before it; ``/``,
+    which HDF5 reads as a folder, becomes ``_``.
     """
     taken = {*TEXT_COLUMNS, *NUMBER_COLUMNS}
     names: dict[str, str] = {}

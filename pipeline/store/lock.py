@@ -129,7 +129,7 @@ class Hold:
         self.living: frozenset[Share] = frozenset()
         self._folder, self._share = folder, share
         self._lock = Lock(folder / format.LOCK_NAME)
-        self._own = self._lock_of(share) if share else None
+        self._own = Lock(folder / format.marked(format.LOCK_NAME, share.mark)) if share else None
         try:
             self._take()
             with disk.writing(folder):
@@ -138,21 +138,25 @@ class Hold:
             self._let_go()
             raise
 
-    def _lock_of(self, share: Share) -> Lock:
-        return Lock(self._folder / format.marked(format.LOCK_NAME, share.mark))
-
     def _take(self) -> None:
         """Take ``.lock``, find out who else lives, and take the lock of the own share."""
         with disk.writing(self._lock.path):
             if holder := self._wait() if self._share else self._lock.take():
                 raise self._refused("another run writes this folder", f"a lock held by {holder}", "one run at a time")
-            others = [share for share in self._part_locks() if not (share == self._share and self._own and self._own.is_taken)]
-            holders = {share: holder for share in others if (holder := self._holder_of(share))}
-            self.living = frozenset(holders)
-            for other, holder in holders.items():
-                if self._share is None or other.count != self._share.count or other == self._share:
-                    expected = f"another part of {other.count}" if self._share else "no other process"
-                    raise self._refused("a part of the run is being made", f"part {other} held by {holder}", expected)
+            living = []
+            for other in self._part_locks():
+                lock = Lock(self._folder / format.marked(format.LOCK_NAME, other.mark))
+                if other == self._share and self._own and self._own.is_taken:
+                    continue
+                if holder := lock.take():
+                    living.append(other)
+                    if self._share is None or other.count != self._share.count or other == self._share:
+                        expected = f"another part of {other.count}" if self._share else "no other process"
+                        raise self._refused("a part of the run is being made", f"part {other} held by {holder}", expected)
+                else:
+                    lock.release()
+                    disk.remove(lock.path)
+            self.living = frozenset(living)
             # Nobody has it: for that, one has to have `.lock`.
             if self._own and not self._own.is_taken:
                 self._own.take()
@@ -173,18 +177,9 @@ class Hold:
 
     def _part_locks(self) -> list[Share]:
         """Return the shares of which there are locks, held or not."""
-        found = (format.PART_LOCK_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        found = map(format.PART_LOCK_NAME.fullmatch, disk.names_in(self._folder))
         shares = (share for name in found if name and (share := Share.of_text(name[1])))
         return sorted(shares, key=lambda share: (share.count, share.number))
-
-    def _holder_of(self, share: Share) -> str:
-        """Return who has the lock of a share; "" for nobody, and then it is removed."""
-        lock = self._lock_of(share)
-        if holder := lock.take():
-            return holder
-        lock.release()
-        disk.remove(lock.path)
-        return ""
 
     def _refused(self, happened: str, got: str, expected: str) -> LockedError:
         return LockedError(

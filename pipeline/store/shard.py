@@ -226,13 +226,11 @@ def _value_error(
     spec: RunSpec, index: int, layer: str, values: NDArray[np.float32], stored: NDArray[np.floating]
 ) -> NetworkError:
     """Return the one line for a row with a value that cannot be stored."""
-    got, expected, remedy = values[~np.isfinite(stored)][0], "finite numbers", "Check network.weights and the image"
-    # What a device has made float16 is infinite.
-    if np.isfinite(got) or (values.dtype == np.float16 and np.isinf(got)):
-        expected = "values from -65504 to 65504"
-        remedy = "Use output.dtype=float32, or output.overflow=row, which fails that image alone"
-    where = f"{spec.manifest.keys[index]}: layer {layer}"
-    return NetworkError(f"{where} has a value that {spec.dtype} cannot hold, got {got:g}. Expected {expected}. {remedy}.")
+    return NetworkError(
+        f"{spec.manifest.keys[index]}: layer {layer} has a value that {spec.dtype} cannot hold, got "
+        f"{values[~np.isfinite(stored)][0]:g}. Expected finite numbers, of float16 from -65504 to 65504. Use "
+        "output.dtype=float32 or output.overflow=row for a larger one, else check network.weights and the image."
+    )
 
 
 def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
@@ -307,7 +305,7 @@ def write_tables(
 def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: str) -> None:
     """Write the attributes of ``/features/<layer>``."""
     attributes = {
-        "axes": ",".join(format.NATIVE_AXES if feature.shape is None else format.AXES[len(feature.shape)]),
+        "axes": ",".join(format.AXES[3][1:] if feature.shape is None else format.AXES[len(feature.shape)]),
         "channels": np.int64(feature.channels),
         "stride_px": np.int64(feature.layer.stride_px),
         "network_index": np.int64(feature.layer.network_index),
@@ -321,7 +319,7 @@ def write_layer(node: h5py.Dataset | h5py.Group, feature: FeatureSpec, dtype: st
 
 def _write_dimensions(file: h5py.File, spec: RunSpec, rows: int) -> None:
     """Write the dimensions as scales at the root, and attach them to all arrays, which are there."""
-    image = _make_scale(file, format.IMAGE_DIMENSION, rows)
+    image = _make_scale(file, "image", rows)
     for node in (*file["images"].values(), *file["checksums"].values()):
         node.dims[0].attach_scale(image)
     for feature in spec.features:

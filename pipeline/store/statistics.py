@@ -38,9 +38,6 @@ HISTOGRAM_FIRST = 10
 # Values that are summed at a time: 256 KiB in double precision, which stay in a core's cache.
 BLOCK_VALUES = 1 << 15
 
-# Source: IEEE 754, binary32: a sign, 8 bits of exponent with a bias of 127, 23 of fraction.
-FRACTION_BITS, EXPONENTS, BIAS = 23, 256, 127
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerStatistics:
@@ -128,14 +125,12 @@ def _exact_sum(terms: Iterable[float]) -> NDArray[np.float64]:
 
 def _histogram(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return how many values lie in each bin, (BINS,) int64."""
-    exponents = np.right_shift(values.view(np.uint32), FRACTION_BITS, dtype=np.intp)
-    # (sign, exponent); zeros are among the smallest.
-    counts = np.bincount(exponents.reshape(-1), minlength=2 * EXPONENTS).reshape(2, EXPONENTS)
-    tiny, octaves = np.split(counts, [BIAS + SMALLEST_EXPONENT], axis=1)
-    octaves[:, OCTAVES - 1] += octaves[:, OCTAVES:].sum(axis=1)
-    positive, negative = octaves[:, :OCTAVES]
-    zeros = np.count_nonzero(values == 0)
-    return np.concatenate([negative[::-1], [zeros, tiny.sum() - zeros], positive])
+    # Of a magnitude from 2^(n - 1) to below 2^n, frexp gives n; below the smallest octave: -1.
+    octaves = np.clip(np.frexp(values)[1] - 1 - SMALLEST_EXPONENT, -1, OCTAVES - 1)
+    places = np.where(values < 0, ZEROS - 1 - octaves, TINY + 1 + octaves)
+    places[octaves < 0] = TINY
+    places[values == 0] = ZEROS
+    return np.bincount(places.reshape(-1), minlength=BINS)
 
 
 class Tally:

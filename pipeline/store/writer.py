@@ -6,10 +6,11 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec
@@ -32,7 +33,8 @@ class Writer:
 
     Rows of a layer come in ascending order, those of failed images not at all; an image's features and its status in either
     order. A shard is finished in the background as soon as all of it has come. Arrays that are put may not be copied: they must
-    not be changed afterwards. One thread puts.
+    not be changed afterwards. One thread puts. All methods raise, as a ``PipelineError``, what went wrong in the background: a
+    value that cannot be stored, a disk that refuses.
 
     Args:
         folder: The run's folder, opened by :func:`pipeline.store.run_folder.open_folder`.
@@ -42,10 +44,8 @@ class Writer:
         digests: Where finished shards get their lines. Unfinished files have names of their own if it has a writer's name.
 
     Attributes:
-        bytes_raw: Activations written so far, before compression.
-        bytes_stored: The same, after.
-        encode_seconds: Spent on encoding, summed over threads.
-        write_seconds: Spent on writing and on finishing files.
+        bytes_raw, bytes_stored: Activations written so far, before and after compression.
+        encode_seconds, write_seconds: Spent on encoding, and on writing and finishing files, summed over threads.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, digests: Digests) -> None:
@@ -62,19 +62,14 @@ class Writer:
         self._bytes_waiting = 0
         self._finishing: list[Future[None]] = []
         self._error: BaseException | None = None
-        # Of the counters, and of the shards that are open.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the counters, and of the shards that are open
         self._encoders = ThreadPoolExecutor(max(1, workers), "encode")
         # Of its own, so that a disk that takes seconds to sync a shard does not stop the encoding of the next. With one worker
         # they are finished in order.
         self._finishers = ThreadPoolExecutor(MOST_FINISHING if workers > 1 else 1, "finish")
 
     def put_statuses(self, statuses: Sequence[ImageStatus]) -> None:
-        """Take what became of some images, each once.
-
-        Raises:
-            PipelineError: What went wrong in the background.
-        """
+        """Take what became of some images, each once."""
         self.check()
         for status in statuses:
             shard = self._shard(status.index)
@@ -82,11 +77,7 @@ class Writer:
             self._finish_if_complete(shard)
 
     def put_features(self, features: FeatureBatch) -> None:
-        """Take activations of one layer; return before they are stored, and block while too much is waiting.
-
-        Raises:
-            PipelineError: What went wrong in the background: a value that is not finite or does not fit, a full disk.
-        """
+        """Take activations of one layer; return before they are stored, and block while too much is waiting."""
         self.check()
         for index, values in zip(features.indices.tolist(), features.values, strict=True):
             shard = self._shard(index)
@@ -106,13 +97,11 @@ class Writer:
         return self._open[number]
 
     def _submit(self, shard: OpenShard, piece: Piece) -> None:
-        """Have a piece stored; wait while too much is waiting."""
         while self._waiting and self._bytes_waiting + piece.values.nbytes > WAITING_BYTES:
             wait([self._waiting[0][0]])
             self._bytes_waiting -= self._waiting.popleft()[1]
         self.check()
-        task = self._encoders.submit(self._store, shard, piece)
-        task.add_done_callback(self._note_error)
+        task = self._in_background(self._encoders, self._store, shard, piece)
         shard.tasks.append(task)
         self._waiting.append((task, piece.values.nbytes))
         self._bytes_waiting += piece.values.nbytes
@@ -133,9 +122,7 @@ class Writer:
             for layer in shard.layers.values():
                 for piece in layer.flush():
                     self._submit(shard, piece)
-            task = self._finishers.submit(self._finish, shard)
-            task.add_done_callback(self._note_error)
-            self._finishing.append(task)
+            self._finishing.append(self._in_background(self._finishers, self._finish, shard))
 
     def _finish(self, shard: OpenShard) -> None:
         for task in shard.tasks:
@@ -146,11 +133,13 @@ class Writer:
             self.write_seconds += time.perf_counter() - began
             del self._open[shard.shard.number]
 
-    def _note_error(self, task: Future[None]) -> None:
-        """Keep the first error of the background for the next call of the loop.
+    def _in_background(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> Future[None]:
+        task = pool.submit(work, *arguments)
+        task.add_done_callback(self._note_error)
+        return task
 
-        Other shards go on: one of which all has come can still be finished and kept.
-        """
+    def _note_error(self, task: Future[None]) -> None:
+        """Keep the first error for the next call of the loop. Shards of which all has come are finished nevertheless."""
         error = task.exception()
         if isinstance(error, MemoryError):
             error = StoreError(
@@ -165,11 +154,7 @@ class Writer:
             raise self._error
 
     def close(self) -> None:
-        """Wait until every shard has its final name.
-
-        Raises:
-            PipelineError: What went wrong in the background; partial files are removed, finished shards kept.
-        """
+        """Wait until every shard has its final name; where one cannot, remove partial files and keep finished shards."""
         try:
             self._encoders.shutdown()
             self._finishers.shutdown()
