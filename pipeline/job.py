@@ -87,13 +87,11 @@ def run(options: Options, *, quiet: bool = False) -> Report | None:
         # With what an earlier run has made of it: the rows before those that are added, what was left to choose.
         failed = check_finished(run_folder)
         say_plan(run_folder)
-        take_sample = partial(compute_sample, options, run_folder.spec, weights)
-        if options.dry_run:
-            with with_transforms(options.reduction, run_folder, take_sample):
-                dry_run(options, run_folder, weights)
-            return None
         engine = None
-        with with_transforms(options.reduction, run_folder, take_sample):
+        with with_transforms(options.reduction, run_folder, partial(compute_sample, options, run_folder.spec, weights)):
+            if options.dry_run:
+                dry_run(options, run_folder, weights)
+                return None
             if run_folder.missing:
                 with watch.stage("start"):
                     engine = stack.enter_context(open_engine(options, weights, run_folder))
@@ -188,7 +186,6 @@ def check_finished(run_folder: RunFolder) -> int:
     """Hold the finished shards to the images as they are now, and return how many rows of them failed.
 
     A shard that has a failed row whose image can be read now, or is another one, is made again; by a share of the run it is kept.
-    Says where other libraries or another compression have made the others.
 
     Raises:
         StoreError: An image of which there are features has changed since.
@@ -225,19 +222,17 @@ def check_finished(run_folder: RunFolder) -> int:
 
 
 def changed_rows(manifest: Manifest, shard: ShardSpec, images: Mapping[str, NDArray[Any]], created: str, root: str) -> list[int]:
-    """Return the rows of a finished shard whose images have another content now than they had; those that can be read.
+    """Return the rows of a finished shard whose images can be read and have another content now than ``images`` say.
 
     Read again are local images that failed, and those that were written after the shard was ``created`` (ISO 8601) or have
-    another size, or all if it was made from another folder, ``root``; where the clock has been set back since, nobody can say
-    what was written after it. ``images``: what the shard says of them.
+    another size; all if it was made from another folder, ``root``, or the clock has been set back since.
     """
-    finished_seconds = -math.inf  # before all images, if that cannot be read, is still to come or says nothing of this folder
+    finished_seconds = -math.inf
     with suppress(ValueError, OverflowError, OSError):
         seconds = datetime.fromisoformat(created).timestamp()
         if seconds <= time.time() and root == manifest.root:
             finished_seconds = seconds
-    columns = (images[name].tolist() for name in ("error", "bytes", "sha256"))
-    changed = []
+    changed, columns = [], (images[name].tolist() for name in ("error", "bytes", "sha256"))
     for row, error, size_bytes, digest in zip(range(shard.first, shard.stop), *columns, strict=True):
         record = manifest[row]
         if error and record.source is not None:
@@ -263,8 +258,8 @@ def finish_share(run_folder: RunFolder, made: Made, watch: Stopwatch) -> Report:
     errors = [error for shard in run_folder.own for error in _errors(path / format.shard_path(shard.file_name))]
     report = _report(path, spec, made, watch, count_rows(run_folder.own), errors, str(share))
     own = path / format.marked(REPORT, share.mark)
+    # Where nothing was made, what it took when something was is worth more.
     if made.rows_now or not own.exists():
-        # Where nothing was made, what it took when something was is worth more.
         write_text(own, report.json(), has_line=False)
     with run_folder.alone():
         lacking = run_folder.lacking()
@@ -334,11 +329,7 @@ def _report(
 def write_reports(path: Path, spec: RunSpec, report: Report, *, is_unchanged: bool) -> None:
     """Write ``report.html`` and ``report.json`` of a finished run.
 
-    What the run took when it did something is worth more than that nothing was left to do: then (``is_unchanged``) reports that
-    are there stay.
-
-    Raises:
-        StoreError: The disk refuses; a shard is damaged.
+    Those that are there stay where nothing was left to do (``is_unchanged``): what it took to do something is worth more.
     """
     if is_unchanged and all(map(Digests(path).agrees, (REPORT, PAGE))):
         # A power cut after the index leaves those of the run as it was before it was extended, or images could be read again.

@@ -151,10 +151,7 @@ def plan_run(options: Options, manifest: Manifest, weights: AnyWeights) -> RunSp
 def plan_reduced_run(source: RunSpec, options: ReduceOptions, wanted: Sequence[tuple[FeatureSpec, Sequence[str]]]) -> RunSpec:
     """Plan the run that a finished one is reduced to, of its images in their order; its parts become one.
 
-    Args:
-        source: The finished run.
-        options: The user's.
-        wanted: What is stored, and a chain of reductions or none.
+    ``wanted``: what is stored, each with a chain of reductions or none.
 
     Raises:
         OptionError: Reductions do not fit together, or to what they are of.

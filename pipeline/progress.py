@@ -175,12 +175,7 @@ def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
 class Progress:
     """Counts rows as they are done: by a bar on a terminal, by a line every half minute elsewhere.
 
-    Args:
-        spec: The run.
-        rows: To be made by this process.
-        rows_before: Finished by an earlier run.
-        failed_before: How many of these failed.
-        max_failed_fraction: The run stops when more than this share of all rows has failed.
+    So many ``rows`` are to be made by this process; ``rows_before`` were by an earlier one, of which ``failed_before`` failed.
     """
 
     def __init__(

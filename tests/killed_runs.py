@@ -55,21 +55,13 @@ sys.addaudithook(listen)
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process is stopped, and how.
+    """When a process is stopped, and how."""
 
-    Attributes:
-        event: What the interpreter tells auditors: ``open``, ``os.rename``, ``os.mkdir``, ``import``.
-        name: Pattern of the path, or of the module, that it is told of.
-        count: At which occasion, from 1.
-        signal: What is sent; SIGXFSZ: what the system sends at the first write beyond ``limit_bytes``.
-        limit_bytes: Largest file from this moment on.
-    """
-
-    event: str
-    name: str
-    count: int = 1
-    signal: signal.Signals = signal.SIGKILL
-    limit_bytes: int | None = None
+    event: str  # that the interpreter tells auditors of: open, os.rename, os.mkdir, import
+    name: str  # pattern of the path, or of the module
+    count: int = 1  # at which occasion, from 1
+    signal: signal.Signals = signal.SIGKILL  # what is sent; SIGXFSZ: by the system, at the first write beyond limit_bytes
+    limit_bytes: int | None = None  # largest file from this moment on
 
     @property
     def exit_code(self) -> int:
@@ -113,17 +105,10 @@ def cut(after: str, limit_bytes: int, count: int = 1) -> Moment:
 def call_python(
     listener: Path, arguments: Sequence[str], folder: Path, moment: Moment | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a folder, to its end or to the moment.
-
-    Args:
-        listener: A folder for the listener's file.
-        arguments: Of the interpreter.
-        folder: Working directory.
-        moment: When it is stopped; None: it is not.
-    """
+    """Runs Python in a folder, to its end or to the moment; ``listener``: a folder for the listener's file."""
     (listener / "sitecustomize.py").write_text(LISTENER)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary_folder(listener))}
-    if moment is not None:
+    if moment:
         environment |= {"PYTHONPATH": f"{listener}{os.pathsep}{ROOT}", **moment.environment()}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False

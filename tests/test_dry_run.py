@@ -81,9 +81,14 @@ def test_the_plan_is_said_and_nothing_is_written(images: Path, capsys: pytest.Ca
     assert not list(Path().iterdir())
 
 
-def test_the_estimate_is_what_the_run_takes_then(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_estimate_is_what_the_run_takes_then(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
     dry_run(images)
-    (said,) = re.findall(r"estimate: about (.* kB) after compression", capsys.readouterr().err)
+    printed = capsys.readouterr().err
+    (said,) = re.findall(r"estimate: about (.* kB) after compression", printed)
+    assert f"outputs/x: the features will hardly fit, got 1.0 kB free for about {said}. Finished shards are" in printed
     extract(images)
     with h5py.File("outputs/x/shards/shard-00000-of-00001.h5") as shard:
         assert said == f"{shard['features/relu1_1'].id.get_storage_size() / 1000:.1f} kB"
@@ -119,15 +124,6 @@ def test_native_size_gets_its_size_from_the_sample(images: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert "output: 6 images, a size that depends on the images, in " in said
     assert re.search(r"estimate: about [\d.]+ MB after compression, \d\d% of [\d.]+ MB; ", said)
-
-
-def test_a_disk_that_is_too_small_is_said_before(
-    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
-    dry_run(images)
-    said = capsys.readouterr().err
-    assert re.search(r"outputs/x: the features will hardly fit, got 1.0 kB free for about [\d.]+ kB. Finished shards are", said)
 
 
 def test_what_the_run_would_refuse_is_refused(images: Path) -> None:

@@ -147,22 +147,15 @@ def test_a_cluster_of_its_own_makes_the_same_run(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 @needs_proc
-def test_what_a_killed_worker_was_at_is_made_again(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
-    for _ in range(2):
-        cluster.add_node()
-    running = Running(images, tmp_path, f"engine.address={cluster.address}")
-    for shards in (3, 12):
-        running.wait_for_shards(shards)
-        os.kill(running.a_worker(), signal.SIGKILL)
-    assert running.end() == 0, running.said
-    assert_whole(tmp_path / "outputs/run", undisturbed)
-
-
-@pytest.mark.slow
-def test_a_node_that_goes_is_done_without(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
+def test_what_killed_workers_and_a_node_that_goes_were_at_is_made_again(
+    tmp_path: Path, images: Path, undisturbed: Path, cluster: Any
+) -> None:
     first, _ = (cluster.add_node() for _ in range(2))
     running = Running(images, tmp_path, f"engine.address={cluster.address}")
-    running.wait_for_shards(3)
+    for shards in (3, 10):
+        running.wait_for_shards(shards)
+        os.kill(running.a_worker(), signal.SIGKILL)
+    running.wait_for_shards(14)
     cluster.remove_node(first, allow_graceful=False)
     assert running.end() == 0, running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)

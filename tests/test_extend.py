@@ -59,6 +59,16 @@ def extract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thin_weights: Calla
     return call
 
 
+def assert_same_rows(run: Path, other: Path) -> None:
+    """Holds features, bit for bit, and tables of a run to those of another, by their keys."""
+    with open_run(run) as one, open_run(other) as fresh:
+        rows = [fresh.row(key) for key in one.images["key"]]
+        for layer in ("relu1_1", "pool2"):
+            np.testing.assert_array_equal(one[layer][:].view(np.uint32), fresh[layer][rows].view(np.uint32))
+        for column in one.images:
+            assert one.images[column].tolist() == fresh.images[column][rows].tolist(), column
+
+
 def test_added_rows_are_those_of_a_run_over_everything(
     tmp_path: Path, pictures: Callable[[Path, str], None], extract: Callable[..., Report]
 ) -> None:
@@ -82,13 +92,9 @@ def test_added_rows_are_those_of_a_run_over_everything(
     assert (stored["rows"], stored["rows_added"]) == (8, 5)
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in shards} == shards
     extract("fresh")
-    with open_run(tmp_path / "outputs/run") as extended, open_run(tmp_path / "outputs/fresh") as fresh:
+    with open_run(tmp_path / "outputs/run") as extended:
         assert "".join(key[0] for key in extended.images["key"]) == "bdfacegh"
-        rows = [fresh.row(key) for key in extended.images["key"]]
-        for layer in ("relu1_1", "pool2"):
-            np.testing.assert_array_equal(extended[layer][:].view(np.uint32), fresh[layer][rows].view(np.uint32))
-        for column in extended.images:
-            assert extended.images[column].tolist() == fresh.images[column][rows].tolist(), column
+    assert_same_rows(tmp_path / "outputs/run", tmp_path / "outputs/fresh")
     # Nothing is left to do, by any name.
     before = (tmp_path / "outputs/run/report.json").read_bytes()
     report = extract(existing="extend")
@@ -156,9 +162,8 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     (images / "b.png").write_bytes(b"no picture")
     settings = {}
     if kind == "missing":
-        listing = tmp_path / "list.txt"
-        listing.write_text("".join(f"imgs/{letter}.png\n" for letter in "abcd"))
-        settings = {"data__dir": None, "data__list": str(listing)}
+        (tmp_path / "list.txt").write_text("".join(f"imgs/{letter}.png\n" for letter in "abcd"))
+        settings = {"data__dir": None, "data__list": str(tmp_path / "list.txt")}
     elif kind == "unreadable":
         (images / "c.png").symlink_to("c.png")
     else:
@@ -181,8 +186,4 @@ def test_an_image_that_could_not_be_read_is_tried_again_by_the_same_command(
     assert verify_folder(run, 1).count == 0
     assert extract(existing=existing, **settings).rows_now == 0
     extract("fresh", **settings)
-    with open_run(run) as mended, open_run(tmp_path / "outputs/fresh") as fresh:
-        for layer in ("relu1_1", "pool2"):
-            np.testing.assert_array_equal(mended[layer][:].view(np.uint32), fresh[layer][:].view(np.uint32))
-        for column in mended.images:
-            assert mended.images[column].tolist() == fresh.images[column].tolist(), column
+    assert_same_rows(run, tmp_path / "outputs/fresh")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,6 @@ from .processes import command, environment
 IMAGES = 20_000
 DIFFERENT = 300
 ROWS_PER_SHARD = 250
-
-
-def status_bytes(process: int, name: str) -> int:
-    """Gives a size from what Linux tells of a process."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"no {name}: the process has ended")
 
 
 @pytest.mark.slow
@@ -45,24 +38,20 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_images(tmp_path: P
         (folder / f"{number:05d}.jpg").unlink()
         (folder / f"{number:05d}.jpg").write_bytes(b"")
     options = ["data.dir=imgs", "network.weights=random", "data.size=32", "layers=[pool1]", "output.dtype=float16", "name=run"]
+    arguments = command(*options, f"output.images_per_shard={ROWS_PER_SHARD}", "batch_size=32")
     samples: list[tuple[int, int, int]] = []  # finished shards, resident bytes, open files
     with (
         (tmp_path / "said.txt").open("w") as said,
-        subprocess.Popen(
-            command(*options, f"output.images_per_shard={ROWS_PER_SHARD}", "batch_size=32"),
-            cwd=tmp_path,
-            env=environment(),
-            stderr=said,
-        ) as process,
+        subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=said) as process,
     ):
         while process.poll() is None:
             done = len(list((tmp_path / "outputs/run/shards").glob("*.h5")))
             if 0 < done < IMAGES // ROWS_PER_SHARD:
-                try:
+                # Where there is no line the process has just ended.
+                with suppress(OSError, IndexError):
                     opened = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-                    samples.append((done, status_bytes(process.pid, "VmRSS"), opened))
-                except (OSError, AssertionError):
-                    break
+                    resident = Path(f"/proc/{process.pid}/status").read_text().split("VmRSS:")[1].split()[0]
+                    samples.append((done, int(resident) * 1024, opened))
             time.sleep(0.1)
     assert process.returncode == 0, (tmp_path / "said.txt").read_text()
     shards = IMAGES // ROWS_PER_SHARD

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from pipeline.store.digests import Digests
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import verify_folder
 
-from .killed_runs import ROOT, assert_same_run
+from .killed_runs import ROOT, Moment, assert_same_run, call_python
 from .processes import start
 from .stored_runs import make_spec, write_run, write_share
 from .test_store_folder import files_in
@@ -27,10 +25,6 @@ SHARE = (
     "import sys; from tests.stored_runs import *\n"
     "print(write_share(Path(sys.argv[1]), make_spec(rows=30), Share.of_text(sys.argv[2]), failed=[3, 8]))\n"
 )
-
-
-def start_share(folder: Path, share: str, program: str = SHARE) -> subprocess.Popen[str]:
-    return start([sys.executable, "-c", program, str(folder), share], ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def test_shares_tile_the_shards_of_every_part_of_a_run(count: int) -> None:
 
 def test_processes_that_start_together_make_the_run_that_one_makes(tmp_path: Path, undivided: Path) -> None:
     folder = tmp_path / "run"
-    started = [start_share(folder, f"{number}/2") for number in (1, 2)]
+    started = [start([sys.executable, "-c", SHARE, str(folder), f"{number}/2"], ROOT) for number in (1, 2)]
     said = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     # Those that found the index written ended the run as well.
@@ -75,15 +69,7 @@ def test_two_that_finish_together_write_one_index(tmp_path: Path, undivided: Pat
 
 def test_a_part_that_died_is_made_by_starting_it_again(tmp_path: Path, undivided: Path) -> None:
     folder = tmp_path / "run"
-    die = (
-        "import os, signal\nfrom pathlib import Path\nreplace = Path.replace\n"
-        "def die(path, target):\n"
-        "    if '00007-of' in path.name: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return replace(path, target)\n"
-        "Path.replace = die\n"
-    )
-    killed = start_share(folder, "2/2", die + SHARE)
-    killed.communicate(timeout=60)
+    killed = call_python(tmp_path, ["-c", SHARE, str(folder), "2/2"], ROOT, Moment("os.rename", "*00007-of*"))
     assert killed.returncode == -signal.SIGKILL
     left = files_in(folder)
     # Two are finished at a time.
@@ -129,21 +115,14 @@ def test_a_shard_that_another_part_left_without_a_digest_is_checked_by_the_last(
     assert_same_run(tmp_path, undivided)
 
 
-def held(folder: Path, share: Share | None) -> Callable[[], None]:
-    """Opens a folder as another process does, and gives what ends that; locks are told apart by who opened their file."""
-    opened = open_folder(folder, make_spec(rows=30), "resume", share)
-    return opened.close
+PART = "a part of the run is being made, got part 3/8 held by a live process"
 
 
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        (Share(3, 8), None, "a part of the run is being made, got part 3/8 held by a live process. Expected no other process."),
-        (
-            Share(3, 8),
-            Share(3, 9),
-            "a part of the run is being made, got part 3/8 held by a live process. Expected another part of 8.",
-        ),
+        (Share(3, 8), None, f"{PART}. Expected no other process."),
+        (Share(3, 8), Share(3, 9), f"{PART}. Expected another part of 8."),
         (None, Share(3, 8), "another run writes this folder, got a lock held by a live process. Expected one run at a time."),
     ],
 )
@@ -151,28 +130,23 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
     tmp_path: Path, first: Share | None, second: Share | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "NOBODY_SECONDS", 0.2)
-    end = held(tmp_path, first)
-    before = files_in(tmp_path)
-    for preview in (False, True):
-        with pytest.raises(LockedError) as raised:
-            open_folder(tmp_path, make_spec(rows=30), "resume", second, preview=preview)
-        assert str(raised.value).startswith(f"{tmp_path}: {said} ")
-        assert "\n" not in str(raised.value)
-    assert files_in(tmp_path) == before
-    end()
+    # As of another process: locks are told apart by who opened their file.
+    with open_folder(tmp_path, make_spec(rows=30), "resume", first):
+        before = files_in(tmp_path)
+        for preview in (False, True):
+            with pytest.raises(LockedError) as raised:
+                open_folder(tmp_path, make_spec(rows=30), "resume", second, preview=preview)
+            assert str(raised.value).startswith(f"{tmp_path}: {said} ")
+            assert "\n" not in str(raised.value)
+        assert files_in(tmp_path) == before
     open_folder(tmp_path, make_spec(rows=30), "resume", second).close()
     assert [name for name in files_in(tmp_path) if ".lock" in name] == [".lock"]
 
 
 def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_path: Path) -> None:
-    first = open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2))
-    with pytest.raises(LockedError) as raised:
+    said = "other parts make a run of other images or options, got part 1/2 of it. Expected all parts with the same images"
+    with open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2)), pytest.raises(LockedError, match=said):
         open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
-    assert str(raised.value) == (
-        f"{tmp_path}: other parts make a run of other images or options, got part 1/2 of it. Expected all parts with the same "
-        f"images and options. Wait for them, then run the parts again with output.existing=extend."
-    )
-    first.close()
 
 
 def test_parts_extend_a_run_together(tmp_path: Path) -> None:
@@ -214,18 +188,17 @@ def test_a_signal_drops_what_a_whole_run_is_at_and_opens_nothing(tmp_path: Path,
     assert files_in(tmp_path) == {*kept, ".lock", "precious", "config.yaml.partial"}
 
 
-def test_locks_of_killed_processes_hold_nobody_up(tmp_path: Path) -> None:
-    for name in (".lock", ".lock-2-of-2", ".lock-5-of-9"):
-        (tmp_path / name).write_text("")
-    held(tmp_path, Share(2, 2))()
-    (tmp_path / ".lock-2-of-2").write_text("")
-    held(tmp_path, Share(1, 3))()
-    assert [name for name in files_in(tmp_path) if ".lock" in name] == [".lock"]
-
-
 def test_a_signal_drops_what_this_part_is_at_and_nothing_else(tmp_path: Path) -> None:
     with open_folder(tmp_path, make_spec(rows=30), "resume", Share(2, 3)) as opened:
         for number in range(3):
             (tmp_path / f"shards/shard-0000{number}-of-00008.h5.{number + 1}-of-3-00112233.partial").write_text("x")
         opened.drop_partial_files()
     assert sorted(path.name[:11] for path in (tmp_path / "shards").iterdir()) == ["shard-00000", "shard-00002"]
+
+
+def test_locks_of_killed_processes_hold_nobody_up(tmp_path: Path) -> None:
+    for share in (Share(2, 2), Share(1, 3)):
+        for name in (".lock", ".lock-2-of-2", ".lock-5-of-9"):
+            (tmp_path / name).write_text("")
+        open_folder(tmp_path, make_spec(rows=30), "resume", share).close()
+    assert [name for name in files_in(tmp_path) if ".lock" in name] == [".lock"]
