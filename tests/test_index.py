@@ -66,10 +66,10 @@ def test_the_index_from_shards_alone_is_the_one_that_the_run_writes(shards_only:
 def test_missing_shards_and_manifests_are_named(shards_only: Path) -> None:
     for number in (1, 2, 5, 6):
         (shards_only / f"shards/shard-0000{number}-of-00008.h5").unlink()
-    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: the shard is missing, got 4 of 8 shards\. Expected all"):
+    with pytest.raises(StoreError, match=r"shard-00001-of-00008\.h5: the file is missing, got 4 of 8 shards\. Expected all"):
         index_run(shards_only)
     (shards_only / "manifest.jsonl.gz").unlink()
-    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the manifest is missing"):
+    with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the file is missing"):
         index_run(shards_only)
     assert not (shards_only / "features.h5").exists()
 
@@ -125,5 +125,5 @@ def test_an_extended_run_is_indexed_with_all_its_parts(tmp_path: Path) -> None:
     index_run(tmp_path)
     assert contents(tmp_path / "features.h5") == before
     (tmp_path / "shards/shard-part001-00001-of-00004.h5").unlink()
-    with pytest.raises(StoreError, match=r"shard-part001-00001-of-00004\.h5: the shard is missing, got 6 of 7 shards"):
+    with pytest.raises(StoreError, match=r"shard-part001-00001-of-00004\.h5: the file is missing, got 6 of 7 shards"):
         index_run(tmp_path)

@@ -342,7 +342,7 @@ def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before
     result = verify(copy)
     assert lines(result) == {
         "features.h5": [f"{copy}: the run is not finished, got 3 of 5 shards and features.h5 over 3 of 9 rows"],
-        **{name: [f"{name}: the shard is missing, got 3 of 5 shards"] for name in NEW[1:]},
+        **{name: [f"{name}: the file is missing, got no such file"] for name in NEW[1:]},
     }
     # There is nothing to repair, and the index is good for the rows that it has.
     assert repair(result) == []
@@ -381,7 +381,7 @@ def test_a_damaged_or_lost_list_is_named(whole: Path, tmp_path: Path, name: str)
     assert lines(result) == {name: [f"{name}: the manifest is damaged, got none of this run that agrees with its own digest"]}
     assert repair(result) == [f"SHA256SUMS: {name}"]
     (copy / name).unlink()
-    assert lines(verify(copy)) == {name: [f"{name}: the manifest is missing, got no such file"]}
+    assert lines(verify(copy)) == {name: [f"{name}: the file is missing, got no such file"]}
 
 
 @pytest.mark.usefixtures("here")

@@ -149,7 +149,7 @@ def test_an_unfinished_run_names_what_is_missing_and_the_rest_is_checked(copy: P
     (copy / SHARDS[2]).unlink()
     flip(copy / SHARDS[1], middle_of_row(copy / SHARDS[1]))
     found = lines(verify(copy))
-    assert found[SHARDS[2]] == [f"{SHARDS[2]}: the shard is missing, got 2 of 3 shards"]
+    assert found[SHARDS[2]] == [f"{SHARDS[2]}: the file is missing, got no such file"]
     assert found["features.h5"] == [f"{copy}: the run is not finished, got 2 of 3 shards and features.h5 over 0 of 10 rows"]
     assert "layer relu4_1, row 6" in found[SHARDS[1]][0]
     assert len(found) == 3
@@ -162,10 +162,7 @@ def test_files_without_lines_and_lines_without_files_are_named(copy: Path) -> No
     (copy / "SHA256SUMS").write_text("".join(sums[1:]) + "4" * 64 + "  foreign.txt\n" + "5" * 64 + "  shards/sharf\n")
     (copy / "foreign.txt").write_text("of somebody else, who keeps its digest here")
     assert lines(verify(copy)) == {
-        **{
-            name: [f"{name}: the file is missing, got a line in SHA256SUMS and no file"]
-            for name in ("report.json", "shards/sharf")
-        },
+        **{name: [f"{name}: the file is missing, got no such file"] for name in ("report.json", "shards/sharf")},
         "SHA256SUMS": ["SHA256SUMS: there is no line for manifest.jsonl.gz, got a file without a digest"],
     }
     with pytest.raises(StoreError, match=r"not a run folder, got no features.h5"):

@@ -59,7 +59,7 @@ def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> N
     first, second, missing, last = result.stdout.splitlines()
     assert first.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 4 is damaged, got ")
     assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 is damaged, got ")
-    assert missing.startswith(f"{copy / SHARDS[2]}: the shard is missing, got 2 of 3 shards. ")
+    assert missing.startswith(f"{copy / SHARDS[2]}: the file is missing, got no such file. ")
     assert last == "checked: 6 files, 10 rows: 3 findings"
     assert result.stderr == (
         f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with repair=true, or remove "

@@ -83,7 +83,7 @@ def damaged(path: Path, part: str, got: object) -> StoreError:
         return UnreadableError(str(got))
     number, words = system_errno(got), " ".join(str(got).split())
     if number in _MISSING:
-        return missing_file(path, "file", os.strerror(number))
+        return missing_file(path, os.strerror(number))
     kept = "then run the command again. It is kept as it is."
     if number == errno.EAGAIN or _MARKED in words or (number == errno.EACCES and _LOCKED in words):
         found = "a lock" if number else "the mark of a writer, which may have been killed (`h5clear -s` removes it)"
@@ -125,10 +125,10 @@ def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
     return foreign(path, f"a file of another run, got run digest {found[:12]}", expected[:12])
 
 
-def missing_file(path: Path, what: str, got: str) -> StoreError:
-    """Return the one-line error for a file that is not there: a ``shard``, a ``manifest``."""
+def missing_file(path: Path, got: str) -> StoreError:
+    """Return the one-line error for a file that is not there."""
     return StoreError(
-        f"{path}: the {what} is missing, got {got}. Expected all that was written. Put it back, or run the extraction again."
+        f"{path}: the file is missing, got {got}. Expected all that was written. Put it back, or run the extraction again."
     )
 
 

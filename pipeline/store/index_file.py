@@ -103,11 +103,11 @@ def read_run_spec(folder: Path) -> RunSpec:
     if not contents.shards:
         raise damage.no_run(folder)
     if contents.lost:
-        raise damage.missing_file(folder / contents.lost, "manifest", "shards of its part")
+        raise damage.missing_file(folder / contents.lost, "shards of its part")
     missing = [shard.file_name for shard in contents.plan if shard.file_name not in contents.shards]
     if missing:
         got = f"{len(contents.plan) - len(missing)} of {len(contents.plan)} shards"
-        raise damage.missing_file(folder / format.shard_path(missing[0]), "shard", got)
+        raise damage.missing_file(folder / format.shard_path(missing[0]), got)
     path, identity = folder / format.shard_path(contents.plan[-1].file_name), contents.planned[-1].identity
     with damage.reading(path, "the root"), tables.open_file(path) as file:
         tables.check_shard(file, path, contents.parts[-1].digest, contents.plan[-1])

@@ -299,7 +299,7 @@ class Run(Shown, AbstractContextManager["Run"]):
                     there, self._paths = {*disk.names_in(folder)}, [folder / shard.file_name for shard in plan]
                     # HDF5 would read a missing shard as NaN, as if all its images had failed.
                     if missing := [path for path in self._paths if path.name not in there]:
-                        raise missing_file(missing[0], "shard", f"{len(plan) - len(missing)} of {len(plan)} shards")
+                        raise missing_file(missing[0], f"{len(plan) - len(missing)} of {len(plan)} shards")
                 self.shards = plan
                 if rows != sum(shard.rows for shard in plan):
                     raise ValueError(f"a table /images of {rows} rows")

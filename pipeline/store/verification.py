@@ -32,17 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class FileCheck:
-    """What came of one file.
+    """What came of one file."""
 
-    Attributes:
-        findings: What is wrong with it; of rows that share a chunk one.
-        digest: SHA-256, hex; "" where it could not be read.
-        parts: Of the run, up to the file's own; none where the file does not tell.
-    """
-
-    findings: list[StoreError] = field(default_factory=list)
-    digest: str = ""
-    parts: tuple[Part, ...] = ()
+    findings: list[StoreError] = field(default_factory=list)  # what is wrong with it; of rows that share a chunk one
+    digest: str = ""  # SHA-256, hex; "" where it could not be read
+    parts: tuple[Part, ...] = ()  # of the run, up to the file's own; none where the file does not tell
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -55,25 +49,15 @@ class FileCheck:
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """What came of a run folder: its files held to their digests, to the plan and to each other.
-
-    Attributes:
-        folder: The run folder.
-        findings: Path from the run folder -> what is wrong; none: the run is whole and unchanged.
-        damaged: Shards and index that are to be removed and made again.
-        unread: Files that are in use or could not be read, of which nothing is known.
-        wrong_lines: Names whose lines in ``SHA256SUMS`` are not true of the files.
-        files: How many were checked.
-        rows: Of the run, as its manifests say.
-    """
+    """What came of a run folder: its files compared with their digests, with the plan and with each other."""
 
     folder: Path
-    findings: Mapping[str, list[StoreError]]
-    damaged: list[str]
-    unread: list[str]
-    wrong_lines: list[str]
-    files: int
-    rows: int
+    findings: Mapping[str, list[StoreError]]  # path from the folder -> what is wrong; none: the run is whole and unchanged
+    damaged: list[str]  # shards and index that are to be removed and made again
+    unread: list[str]  # files that are in use or could not be read, of which nothing is known
+    wrong_lines: list[str]  # names whose lines in SHA256SUMS are not true of the files
+    files: int  # how many were checked
+    rows: int  # of the run, as its manifests say
 
     @property
     def count(self) -> int:
@@ -82,11 +66,7 @@ class VerifyResult:
 
 
 def verify_folder(folder: Path, workers: int) -> VerifyResult:
-    """Check a run folder, and write nothing; a terminal shows how far it is.
-
-    Args:
-        folder: A run folder.
-        workers: Files that are read at a time.
+    """Check a run folder, so many files at a time, and write nothing; a terminal shows how far it is.
 
     Raises:
         StoreError: There is no such folder, or nothing of a run in it; ``SHA256SUMS`` cannot be read.
@@ -110,11 +90,7 @@ def verify_folder(folder: Path, workers: int) -> VerifyResult:
 
 
 def require_run(folder: Path) -> None:
-    """Make sure that there is a folder, and something of a run in it.
-
-    Raises:
-        StoreError: There is not.
-    """
+    """Refuse a folder that is not there, or has nothing of a run in it."""
     with damage.reading(folder, ""):
         if not folder.exists():
             raise no_such_run(folder)
@@ -158,8 +134,7 @@ def check_hdf5(path: Path) -> FileCheck:
                 layer = ShardLayer(path, digest, shard, name)
                 for first in range(0, shard.rows, layer.chunk_rows):
                     with check.noting():
-                        for _ in layer.read(range(first, min(first + layer.chunk_rows, shard.rows))):
-                            pass
+                        layer.read(range(first, min(first + layer.chunk_rows, shard.rows)))
     return check
 
 
@@ -173,8 +148,8 @@ def check_in_child(path: Path) -> FileCheck:
 
 
 def _compare(folder: Path, digests: Digests, checks: Mapping[str, FileCheck], contents: RunContents) -> VerifyResult:
-    """Hold the files to the plan, the manifests and ``SHA256SUMS``, besides what each has told of itself."""
-    by_name, known = digests.by_name, contents.parts
+    """Compare the files with the plan, the manifests and ``SHA256SUMS``, besides what each has told of itself."""
+    by_name, parts = digests.by_name, contents.parts
     findings = {name: [*check.findings] for name, check in checks.items()}
 
     def add(name: str, error: StoreError) -> None:
@@ -182,32 +157,27 @@ def _compare(folder: Path, digests: Digests, checks: Mapping[str, FileCheck], co
 
     plan = [format.shard_path(shard.file_name) for shard in contents.plan]
     missing = [name for name in plan if name not in checks]
-    for name in missing:
-        add(name, damage.missing_file(folder / name, "shard", f"{len(plan) - len(missing)} of {len(plan)} shards"))
-    for name, check in checks.items():
-        if not check.findings and any(part != of_run for part, of_run in zip(check.parts, known, strict=False)):
-            add(name, damage.of_another_run(folder / name, check.parts[-1].digest, known[-1].digest))
-    # The first manifest that does not go on from those before it.
-    name = format.manifest_name(len(contents.planned))
-    if name not in checks and contents.lost:
-        add(name, damage.missing_file(folder / name, "manifest", "no such file"))
-    elif name in checks and not findings[name]:
-        add(name, damage.damaged(folder / name, "the manifest", "none of this run that agrees with its own digest"))
-
-    changed = [name for name, check in checks.items() if check.digest and check.digest != by_name.get(name, check.digest)]
-    for name in changed:
-        if not findings[name]:
-            got = f"SHA-256 {checks[name].digest[:12]} in place of {by_name[name][:12]}"
-            add(name, damage.damaged(folder / name, "the file", got))
     absent = [name for name in by_name if name not in checks and not (folder / name).exists()]
-    for name in absent:
-        if name not in findings and name != format.INDEX_NAME:
-            add(name, damage.missing_file(folder / name, "file", f"a line in {format.DIGESTS_NAME} and no file"))
-    for name in checks:
+    for name in dict.fromkeys([*missing, contents.lost, *absent]):
+        if name not in checks and name not in ("", format.INDEX_NAME):
+            add(name, damage.missing_file(folder / name, "no such file"))
+    changed = [name for name, check in checks.items() if check.digest and check.digest != by_name.get(name, check.digest)]
+    for name, check in checks.items():
+        path = folder / name
         if name not in by_name:
-            happened = f"there is no line for {name}, got a file without a digest"
-            expected = "Expected one line a file, a digest and a name. Verify with repair=true, then run the extraction again."
-            add(format.DIGESTS_NAME, StoreError(f"{digests.path}: {happened}. {expected}"))
+            happened = f"there is no line for {name}, got a file without a digest. Expected one line a file, a digest and a name"
+            remedy = "Verify with repair=true, then run the extraction again."
+            add(format.DIGESTS_NAME, StoreError(f"{digests.path}: {happened}. {remedy}"))
+        if findings[name]:
+            continue
+        if any(part != of_run for part, of_run in zip(check.parts, parts, strict=False)):
+            add(name, damage.of_another_run(path, check.parts[-1].digest, parts[-1].digest))
+        elif name == format.manifest_name(len(parts)):
+            # It does not go on from those before it.
+            add(name, damage.damaged(path, "the manifest", "none of this run that agrees with its own digest"))
+        elif name in changed:
+            got = f"SHA-256 {check.digest[:12]} in place of {by_name[name][:12]}"
+            add(name, damage.damaged(path, "the file", got))
 
     damaged, unread = [], []
     for name in checks:
@@ -223,12 +193,11 @@ def _compare(folder: Path, digests: Digests, checks: Mapping[str, FileCheck], co
         if any(part_number(Path(name).name) < len(index) for name in (*damaged, *missing)):
             damaged.append(format.INDEX_NAME)
         # An index over some rows may be right for those: it stays.
-        if len(index) < len(known):
-            got = f"{format.INDEX_NAME} over {index[-1].stop if index else 0} of {known[-1].stop} rows"
+        if len(index) < len(parts):
+            got = f"{format.INDEX_NAME} over {index[-1].stop if index else 0} of {parts[-1].stop} rows"
             add(format.INDEX_NAME, damage.unfinished(folder, len(plan) - len(missing), len(plan), got))
     findings = {name: found for name, found in findings.items() if found}
-    rows = known[-1].stop if known else 0
-    return VerifyResult(folder, findings, damaged, unread, [*absent, *changed], len(checks), rows)
+    return VerifyResult(folder, findings, damaged, unread, [*absent, *changed], len(checks), parts[-1].stop if parts else 0)
 
 
 def repair(result: VerifyResult) -> list[str]:
@@ -237,14 +206,8 @@ def repair(result: VerifyResult) -> list[str]:
     Where a file is in use or could not be read, nothing is removed: what others say of it may be wrong too. Whoever calls it
     holds the folder's lock, and has held it since before the folder was verified.
 
-    Args:
-        result: Of the folder.
-
     Returns:
         What was removed: paths from the run folder, and ``SHA256SUMS: <name>`` for a line.
-
-    Raises:
-        StoreError: The disk refuses.
     """
     if result.unread:
         return []
@@ -259,14 +222,10 @@ def repair(result: VerifyResult) -> list[str]:
 
 
 def complete_digests(folder: Path, finished: Iterable[ShardSpec]) -> dict[Path, StoreError]:
-    """Add the lines that a killed run has left out, once those shards have been checked.
-
-    Args:
-        folder: The run folder, locked.
-        finished: The shards that are there and belong to the run.
+    """Add the lines that a killed run has left out of finished shards, once these have been checked; the folder is locked.
 
     Returns:
-        Those of them that are damaged, and have got no line -> what is wrong.
+        Those that are damaged, and have got no line -> what is wrong.
 
     Raises:
         StoreError: The disk refuses; a shard can neither be trusted nor removed: it is in use, cannot be read, is of another run.

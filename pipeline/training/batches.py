@@ -3,15 +3,13 @@
 PyTorch and TensorFlow are fed from here. A run is given by whoever calls: nothing of the store is imported.
 
 **How random an epoch is.** Where every row is a chunk of its own (rows of 64 KiB or more: all convolutional layers at usual
-sizes), the order of an epoch is a uniform random permutation of all rows, as ``DataLoader(shuffle=True)`` would draw it; nothing
-is held back in a buffer.
+sizes), its order is a uniform random permutation of all rows, as ``DataLoader(shuffle=True)`` would draw it.
 
 Smaller rows share a chunk, and reading one costs as much as reading all. Chunks are then permuted uniformly, and taken in windows
-of K (:data:`WINDOW_CHUNKS`); the rows of a window are permuted uniformly. Every row is still equally likely at every place of the
-epoch. What differs from a uniform permutation: the rows of one chunk, which are neighbours in the list of images and so mostly of
-one class, all come in the same window. Of a batch of B, the share of a class with frequency p has the variance
-``p (1 - p) (1/B + 1/K)`` at most, in place of ``p (1 - p) / B``: its standard deviation is larger by the factor
-``sqrt(1 + B/K)``, 6 % for batches of 64. A run of at most K chunks is permuted uniformly.
+of K (:data:`WINDOW_CHUNKS`); the rows of a window are permuted uniformly, so that a run of at most K chunks is. Every row is
+equally likely at every place of the epoch, but the rows of one chunk, which are neighbours in the list of images and so mostly of
+one class, come in the same window. Of a batch of B, the share of a class with frequency p has the variance
+``p (1 - p) (1/B + 1/K)`` at most, in place of ``p (1 - p) / B``: a standard deviation larger by ``sqrt(1 + B/K)``, 6 % for 64.
 """
 
 from __future__ import annotations
@@ -36,9 +34,8 @@ Columns = dict[str | None, Any]
 
 # Chunks of small rows that are mixed when rows are shuffled, about 256 KiB each.
 WINDOW_CHUNKS = 512
-# Batches that are read ahead; a window of chunks is large, and one ahead is enough.
+# Batches, or windows, that are read ahead.
 AHEAD = 2
-WINDOWS_AHEAD = 1
 # Chunks of several rows that are read as one where nothing is shuffled: 4 MiB.
 STRAIGHT_CHUNKS = 16
 # Rows that are read at once where they are given one by one.
@@ -48,8 +45,7 @@ ROWS_AT_ONCE = 8
 class Examples:
     """Rows of a run with the activations of some layers and labels. May be pickled: it carries the run by its path.
 
-    Args:
-        run: A finished run, as ``open_run`` gives it; the other arguments are those of ``run.batches``.
+    The arguments are those of ``run.batches``.
 
     Attributes:
         rows: (n,) int64, rows of the run, in the order in which they were given.
@@ -59,10 +55,6 @@ class Examples:
             there are none.
         labels: (n,) int64 for texts, else (n, ...) in their own dtype; None.
         is_native: Whether images have arrays of differing shapes.
-
-    Raises:
-        StoreError: There is no such layer or column; the rows are none of the run's, or none are left.
-        OptionError: There is another number of labels.
     """
 
     def __init__(self, run: Any, layers: str | Sequence[str], label: Any = None, where: Any = None, failed: bool = False) -> None:
@@ -97,28 +89,13 @@ class Examples:
             yield self.item(dict(zip(columns, of_row, strict=True)))
 
     def read(self, places: NDArray[np.int64], alone: bool = False) -> Columns:
-        """Read some of the rows.
-
-        Args:
-            places: (m,) each in [0, n), in any order: of the rows chosen.
-            alone: Whether the calling thread decodes them all.
-
-        Returns:
-            Layer -> values of m rows; None -> their labels, where there are some.
-
-        Raises:
-            StoreError: A shard is missing or damaged.
-        """
+        """Read some of the rows chosen, (m,) each in [0, n), in any order; ``alone``: the calling thread decodes them all."""
         rows = self.rows[places]
         columns: Columns = {name: layer.read(rows, alone) for name, layer in self.layers.items()}
         return columns if self.labels is None else {**columns, None: self.labels[places]}
 
     def read_all(self) -> Any:
-        """Return all rows as one array, (n, h, w, c), or layer -> such; with labels (features, labels).
-
-        Raises:
-            StoreError: It does not fit into memory; images have differing shapes.
-        """
+        """Return all rows as one array, (n, h, w, c), or layer -> such; with labels (features, labels)."""
         if self.is_native:
             raise StoreError(f"{self.run.path}: no array, got images of native size. Expected one shape. Read image by image.")
         row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in self.layers.values())
@@ -154,7 +131,7 @@ def _place_of_class(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if re.fullmatch("-?[0-9]{1,100}", name) else (1, 0, name)
 
 
-def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, int]) -> tuple[NDArray[np.int64], list[int] | None]:
+def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, int]) -> tuple[NDArray[np.int64], Sequence[int]]:
     """Return a random order of rows, as the head of this file says.
 
     Args:
@@ -163,15 +140,14 @@ def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, int]) -> t
         seed: Numbers >= 0. The same give the same order, on every machine.
 
     Returns:
-        (n,) places of the rows, as they come; and where windows end in it, ascending, the last one n, each best read as one: None
-        where no two rows share a chunk.
+        (n,) places of the rows, as they come; and where windows end in it, ascending, the last one n.
     """
     random = np.random.default_rng(seed)
     _, numbers = np.unique(starts, return_inverse=True)
     count = int(numbers.max()) + 1
-    if count in (1, len(starts)) or count <= window:
+    if count <= window or count == len(starts):
         # Of one window, or every row for itself.
-        return random.permutation(len(starts)), None if count == len(starts) else [len(starts)]
+        return random.permutation(len(starts)), [len(starts)]
     windows = random.permutation(count)[numbers] // window
     return np.lexsort((random.random(len(starts)), windows)), np.cumsum(np.bincount(windows)).tolist()
 
@@ -179,18 +155,12 @@ def shuffled(starts: NDArray[np.int64], window: int, seed: tuple[int, int]) -> t
 class Batches:
     """The batches of one epoch after the other: each ``iter`` begins the next epoch, in another order if shuffled.
 
-    Memory: at most four batches, the one in use among them; where rows share chunks, besides at most three windows,
-    each of 128 MiB a layer.
-
-    Args:
-        examples: What to read; the other arguments are those of ``run.batches``.
+    The arguments are those of ``run.batches``. Memory: at most four batches, the one in use among them; where rows share chunks
+    and are shuffled, at most four windows, each of 128 MiB a layer.
 
     Attributes:
         epoch: Number of the one that begins next; may be set.
         rows: Of an epoch.
-
-    Raises:
-        OptionError: A number is out of range, or no batch is left.
     """
 
     def __init__(
@@ -227,31 +197,26 @@ class Batches:
         """Begin the next epoch; yield its batches as columns."""
         start, stop, count = self._start, self._start + self.rows, len(self.examples)
         layer = max(self.examples.layers.values(), key=lambda layer: layer.chunk_rows)
-        # Where those rows end that are best read as one; None: each is for itself.
-        cuts: Sequence[int] | None = range(0, count, STRAIGHT_CHUNKS * layer.chunk_rows) if layer.chunk_rows > 1 else None
         places = np.arange(count)
+        windows: Sequence[int] = range(0, count, STRAIGHT_CHUNKS * layer.chunk_rows)
         if self._shuffle:
-            places, cuts = shuffled(layer.chunk_starts(self.examples.rows), WINDOW_CHUNKS, (self._seed, self.epoch))
+            places, windows = shuffled(layer.chunk_starts(self.examples.rows), WINDOW_CHUNKS, (self._seed, self.epoch))
         self.epoch += 1
-        ahead = AHEAD if cuts is None else WINDOWS_AHEAD
-        cuts = range(start, stop, self.batch_size) if cuts is None else cuts
+        # Rows that share chunks are read by windows, others by batches.
+        cuts = windows if layer.chunk_rows > 1 else range(start, stop, self.batch_size)
         ends = [start, *(cut for cut in cuts if start < cut < stop), stop]
-        return self._rebatch(self._read_ahead([places[begin:end] for begin, end in itertools.pairwise(ends)], ahead))
+        return self._rebatch(self._read_ahead([places[begin:end] for begin, end in itertools.pairwise(ends)]))
 
-    def _read_ahead(self, pieces: list[NDArray[np.int64]], ahead: int) -> Iterator[Columns]:
+    def _read_ahead(self, pieces: list[NDArray[np.int64]]) -> Iterator[Columns]:
         """Read pieces in order, some ahead, in a thread of its own."""
         waiting: deque[Future[Columns]] = deque()
-        reader = ThreadPoolExecutor(1, "batches")
-        try:
+        with ThreadPoolExecutor(1, "batches") as reader:
             for places in pieces:
                 waiting.append(reader.submit(self.examples.read, places))
-                if len(waiting) > ahead:
+                if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
-            # Also when nobody wants the rest.
-            reader.shutdown(wait=True, cancel_futures=True)
 
     def _rebatch(self, pieces: Iterator[Columns]) -> Iterator[Columns]:
         """Cut what was read as one into batches; only one that lies in two pieces is copied."""
@@ -283,18 +248,12 @@ class RowError(StoreError, IndexError):
 
 
 def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
-    """Return the rows that an index means.
+    """Return the rows that an index means: one for an integer, else (n,) int64, each in [0, rows).
 
     Args:
         wanted: Integer, slice, mask of ``rows`` booleans, or integers; negative ones count from the end.
         rows: How many there are.
         where: What is indexed, for messages.
-
-    Returns:
-        One row for an integer, else (n,) int64, each in [0, rows).
-
-    Raises:
-        RowError: It is out of range, of another length or of another type.
     """
     if isinstance(wanted, slice):
         return np.arange(*wanted.indices(rows), dtype=np.int64)

@@ -12,14 +12,7 @@ from .batches import Batches, Columns
 
 
 def as_dataset(batches: Batches, batch_size: int | None, drop_remainder: bool) -> tf.data.Dataset:
-    """Return a dataset of batches, or of single rows; its length is known, and each pass over it is the next epoch.
-
-    Args:
-        batches: What to read.
-        batch_size: Rows an element, as in ``batches``; at native size images are put together as ragged tensors. None: elements
-            are single rows.
-        drop_remainder: Whether all elements are full, so that ``batch_size`` is part of their shapes.
-    """
+    """Return a dataset of so many rows an element, at native size ragged tensors, or of single rows; see ``Run.tf_dataset``."""
     examples = batches.examples
     is_split = batch_size is None or examples.is_native
     lead: tuple[int | None, ...] = () if is_split else (batch_size if drop_remainder else None,)

@@ -20,8 +20,7 @@ class RowDataset(Dataset):
     In a worker process one thread decodes: its siblings are the others.
 
     Attributes:
-        classes: The texts that labels are numbers of; None where they are other numbers or there are none. See
-            :class:`.batches.Examples`.
+        classes: The texts that labels are numbers of, as of :class:`.batches.Examples`.
         rows: (n,) row of the run of each item.
     """
 
