@@ -224,5 +224,5 @@ def test_what_is_no_run_is_one_line(folder: Path, tmp_path: Path) -> None:
         "error: outputs/ünï's 2024_02: there is no such run, got a path that does not exist. Expected one of: ünï's 2024_01. "
         "Check the path.\n"
     )
-    with pytest.raises(StoreError, match=r"not a run folder, got no features\.h5"):
+    with pytest.raises(StoreError, match=r"not a run, got no features\.h5"):
         summarise_run(tmp_path)

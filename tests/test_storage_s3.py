@@ -163,7 +163,7 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     there = names_at(ADDRESS)
     assert half not in there
     assert "features.h5" not in there
-    with pytest.raises(StoreError, match=r"the run is not finished|not a run folder"):
+    with pytest.raises(StoreError, match=r"the run is not finished|not a run"):
         open_run(ADDRESS)
     store.fault = lambda method, path: None
 

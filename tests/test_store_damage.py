@@ -130,7 +130,7 @@ def test_what_is_no_finished_run_says_what_it_is(copy: Path, tmp_path: Path) -> 
         # Nobody is told to remove a file of his own.
         with pytest.raises(StoreError, match=rf"{name}: not a run, got another file\. Expected a run folder, its features\.h5"):
             open_run(tmp_path / name)
-    with pytest.raises(StoreError, match=r"not a run folder, got no features.h5\. Expected what an extraction has written\."):
+    with pytest.raises(StoreError, match=r"not a run, got no features.h5\. Expected a run folder"):
         open_run(tmp_path)
     (copy / "features.h5").unlink()
     (copy / "shards/shard-00001-of-00003.h5").unlink()

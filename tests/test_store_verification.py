@@ -165,7 +165,7 @@ def test_files_without_lines_and_lines_without_files_are_named(copy: Path) -> No
         **{name: [f"{name}: the file is missing, got no such file"] for name in ("report.json", "shards/sharf")},
         "SHA256SUMS": ["SHA256SUMS: there is no line for manifest.jsonl.gz, got a file without a digest"],
     }
-    with pytest.raises(StoreError, match=r"not a run folder, got no features.h5"):
+    with pytest.raises(StoreError, match=r"not a run, got no features.h5"):
         verify(copy / "shards")
     with pytest.raises(StoreError, match=r"cpoy: there is no such run, got a path that does not exist. Expected one of: copy"):
         verify(copy.parent / "cpoy")

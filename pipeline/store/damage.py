@@ -21,9 +21,9 @@ from typing import Any
 
 import h5py
 
-from ..errors import StoreError, printable
+from ..errors import StoreError, nearest, printable
 from ..storage import StorageError
-from . import codec, format
+from . import codec, disk, format
 
 # What h5py and ISA-L raise for bytes that are not as they were written, or are missing; those of the second line where an object
 # or a number has become one of another kind, a size has become 0, or larger than the memory.
@@ -140,12 +140,19 @@ def unfinished(folder: Path, there: int, count: int, index: str = f"no {format.I
     )
 
 
-def no_run(folder: Path) -> StoreError:
-    """Return the one-line error for what is no run folder."""
+def no_run(path: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
+    """Return the one-line error for what is no run folder, nor a file of one."""
     return StoreError(
-        f"{folder}: not a run folder, got no {format.INDEX_NAME}. Expected what an extraction has written. "
-        f"Give the folder that was named by name=..., usually outputs/<name>."
+        f"{path}: not a run, got {got}. Expected a run folder, its {format.INDEX_NAME} or a shard. Give what was named by "
+        "name=..., usually outputs/<name>."
     )
+
+
+def no_such_run(path: Path) -> StoreError:
+    """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
+    runs = [name for name in disk.names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
+    known = f" one of: {nearest(path.name, runs)}" if runs else " a run folder, its features.h5 or a shard"
+    return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
 
 
 def require_file(path: Path) -> None:

@@ -24,7 +24,7 @@ from ..machine import usable_cores
 from ..storage import RemotePath, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, select_rows
 from . import disk, format, tables
-from .damage import DamagedError, damaged, missing_file, no_run, own_node, reading, require_own_shards, unfinished
+from .damage import DamagedError, damaged, missing_file, no_run, no_such_run, own_node, reading, require_own_shards, unfinished
 from .run_contents import read_run_contents
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
@@ -55,15 +55,13 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         elif path.is_symlink():
             # What the caller has named is followed; what lies in a run folder is not.
             path = path.resolve()
-        if path.suffix != ".h5":
-            raise _no_run_file(path)
     try:
         return Run(path)
     except DamagedError as error:
         if path.name == format.INDEX_NAME or format.SHARD_NAME.fullmatch(path.name):
             raise
         # A file of a user's is not to be called damaged, with the advice to remove it.
-        raise _no_run_file(path) from error
+        raise no_run(path, "another file") from error
 
 
 def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
@@ -102,17 +100,6 @@ def beside(path: Path) -> tuple[Path, str]:
     if folder.is_relative_to(here := Path.cwd()):
         folder = folder.relative_to(here)
     return folder, f"{run.name}-{path.stem}" if is_shard else run.name
-
-
-def no_such_run(path: Path) -> StoreError:
-    """Return the one-line error for a path that does not exist, with the names of the runs beside it."""
-    runs = [name for name in disk.names_in(path.parent) if (path.parent / name / format.INDEX_NAME).exists()]
-    known = f" one of: {nearest(path.name, runs)}" if runs else " a run folder, its features.h5 or a shard"
-    return StoreError(f"{path}: there is no such run, got a path that does not exist. Expected{known}. Check the path.")
-
-
-def _no_run_file(path: Path) -> StoreError:
-    return StoreError(f"{path}: not a run, got another file. Expected a run folder, its features.h5 or a shard.")
 
 
 # Threads that read, at least. A disk reads several chunks at the same time; on what is in memory 16 threads on 2 cores are 7 %

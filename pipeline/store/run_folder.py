@@ -16,9 +16,8 @@ from ..storage import read_ahead, refresh
 from . import damage, disk, format, tables
 from .damage import DamagedError
 from .digests import Digests, digest_of
-from .extend import Plan, plan_new_run, plan_parts, up_to
 from .lock import Hold
-from .run_contents import list_files, partial_files, read_run_contents, write_manifest
+from .run_contents import Plan, list_files, partial_files, plan_new_run, plan_parts, read_run_contents, up_to, write_manifest
 from .verification import complete_digests
 
 _log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         share: What of it this process makes, beside others that hold the folder too; None: all of it, alone.
         own: The shards of this share, in order.
         finished: Those of them that are there and belong to the run.
-        replaced: Files of an earlier run that :meth:`prepare` will remove; none of a share.
+        replaced: Files of an earlier run that :meth:`prepare` will remove.
     """
 
     def __init__(
@@ -44,14 +43,15 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         plan: Plan,
         hold: Hold | None,
         share: Share | None,
-        finished: Collection[ShardSpec],
-        replaced: Collection[Path],
+        finished: Collection[ShardSpec] = (),
+        replaced: Collection[Path] = (),
+        indexed_rows: int = 0,
     ) -> None:
         self.spec, self._parts = plan
         self.path, self.share, self.replaced = path, share, replaced
         self.own = tuple(shard for shard in self.spec.shards() if share is None or share.has(shard.number))
         self.finished = frozenset(finished)
-        self._hold, self._has_stale_index = hold, False
+        self._hold, self._indexed_rows = hold, indexed_rows
         self._digests: Digests | None = None
         self._transforms = b""
 
@@ -82,7 +82,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def make_again(self, shards: Collection[ShardSpec]) -> None:
         """Count finished shards as missing; the file of each stays until the new one takes its name. Not for a share."""
-        self._has_stale_index |= bool(shards)
         self.finished -= frozenset(shards)
 
     def prepare(self) -> None:
@@ -91,8 +90,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         Not done before everything that could still refuse the run has agreed; of a share at once, so that others see the plan.
         """
         with self.alone():
-            if self._has_stale_index:
-                # Its tables are those of the shards as they are. While it is there, a reader takes the run for whole.
+            if any(shard.stop <= self._indexed_rows for shard in self.missing):
+                # Its tables are those of the shards as they were. While it is there, a reader takes the run for whole.
                 disk.remove(self.path / format.INDEX_NAME)
             disk.remove(*self.replaced)
             digests = Digests(self.path)
@@ -234,7 +233,7 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
                 raise damage.foreign(folder / name, "not a file of the run, got one of another program", "nothing of this name")
         # The index first: while it is there, a reader takes the run for whole.
         replaced = [folder / name for name in sorted(contents.files, key=lambda name: name != format.INDEX_NAME)]
-        return RunFolder(folder, plan_new_run(spec), hold, share, (), replaced)
+        return RunFolder(folder, plan_new_run(spec), hold, share, replaced=replaced)
     if hold:
         Digests(folder).fold(hold.living)
     spec, manifests = plan_parts(spec, contents, existing == EXTEND)
@@ -266,20 +265,18 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     for path, error in (complete_digests(folder, finished) if hold else {}).items():
         useless[path] = f"damaged: {error}"
         finished.remove(shards[path.name])
+    indexed_rows = 0
     if format.INDEX_NAME in contents.files:
         index = folder / format.INDEX_NAME
-        there = contents.shards.difference(path.name for path in useless)
         try:
             with tables.open_file(index) as file:
-                last = tables.read_plan(file, index)[0][-1]
-            if last not in spec.parts:
-                raise damage.of_another_run(index, last.digest, spec.digest)
-            if any(shard.stop <= last.stop and name not in there for name, shard in shards.items()):
-                useless[index] = "an index of shards that are to be made again"
+                digest, indexed_rows = tables.read_plan(file, index)[0][-1]
+            if (digest, indexed_rows) not in spec.parts:
+                raise damage.of_another_run(index, digest, spec.digest)
         except DamagedError:
             useless[index] = "damaged"
     for path, reason in useless.items():
         _log.warning("%s: %s, since it is %s", path, "removed" if hold else "to be removed", reason)
         if hold:
             disk.remove(path)
-    return RunFolder(folder, (spec, manifests), hold, share, finished, () if hold else useless)
+    return RunFolder(folder, (spec, manifests), hold, share, finished, indexed_rows=indexed_rows)

@@ -9,7 +9,6 @@ from typing import Any
 
 from . import damage, format, tables
 from .damage import DamagedError, ForeignError, own_node
-from .reader import no_such_run
 from .run_contents import read_run_contents
 
 
@@ -30,7 +29,7 @@ def summarise_run(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.exists():
-            raise no_such_run(path)
+            raise damage.no_such_run(path)
         folder = path
         if not path.is_dir():
             # What the caller has named is followed; what lies in a run folder is not.

@@ -107,8 +107,9 @@ class ShardLayer:
             if chunk is None:
                 bands = [band for _, band in self._bands(row, target=target)]
                 chunk = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=1)
-            found.append(chunk[row % self.chunk_rows])
-            self._compare(row, codec.checksum(chunk[row % self.chunk_rows]))
+            values = chunk[row % self.chunk_rows]
+            self._compare(row, codec.checksum(values))
+            found.append(values)
         return found
 
     def shape(self, row: int) -> tuple[int, ...]:

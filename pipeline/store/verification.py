@@ -23,7 +23,6 @@ from ..storage import local_copy
 from . import damage, disk, format, tables
 from .damage import DamagedError, ForeignError, UnreadableError, UnsureError, require_file
 from .digests import OWN, Digests
-from .reader import no_such_run
 from .run_contents import RunContents, list_files, part_number, read_run_contents
 from .shard_reader import ShardLayer
 
@@ -93,7 +92,7 @@ def require_run(folder: Path) -> None:
     """Refuse a folder that is not there, or has nothing of a run in it."""
     with damage.reading(folder, ""):
         if not folder.exists():
-            raise no_such_run(folder)
+            raise damage.no_such_run(folder)
         files, special = list_files(folder)
     if not any(name.endswith(".h5") for name in (*files, *special)):
         raise damage.no_run(folder)
