@@ -220,12 +220,10 @@ def test_a_file_with_wrong_places_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_safetensors(path, make_state("vgg19", classifier=False))
     content = path.read_bytes()
-    place = content.index(b"data_offsets")
     for old, new in ((b"[0, 432]", b"[0, 431]"), (b"[0, 432]", b"[-4, 42]"), (b"[4, 3, 3, 3]", b"[4, 3, 3, 9]")):
         assert content.count(old) == 1
-        assert content.index(old) < place + 100
         path.write_bytes(content.replace(old, new))
-        assert "features.0.weight is not where it should be" in refusal(path)
+        assert "is a file of safetensors, but truncated or damaged" in refusal(path)
 
 
 # By their names.

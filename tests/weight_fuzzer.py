@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,21 +30,18 @@ SECONDS = 20.0
 _ODD_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _UNDEFINED = 0xFFFFFFFFFFFFFFFF
 
-# Of a MATLAB 5 file: what cannot be spoilt without its becoming a file of another format, which is tested elsewhere.
-_MAT_HEADER_BYTES = 128
-
 
 def main(seed: Path, first: int, stop: int) -> None:
     shrink_networks(pytest.MonkeyPatch())
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    kind, content, wanted = seed.suffix[1:], seed.read_bytes(), Wanted("vgg19", False)
+    content, wanted = seed.read_bytes(), Wanted("vgg19", False)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, stop):
             # A new name each time: HDF5 takes a name that it has open for the same file.
-            path = Path(folder, f"{number}.{kind}")
-            path.write_bytes(mutate(content, number, kind))
+            path = Path(folder, str(number))
+            path.write_bytes(spoil(content, number))
             print(number, end=" ", flush=True)
             # Kills the process: a signal's handler would wait for C code to return, which may never be.
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -73,42 +68,14 @@ def _read(path: Path, wanted: Wanted) -> str:
     return "loaded" if right else f"wrong shapes {shapes} {biases}"
 
 
-def mutate(content: bytes, number: int, kind: str) -> bytes:
-    """Gives a spoilt copy of a weights file.
-
-    Args:
-        content: The whole file.
-        number: Of the mutation; the same number gives the same bytes.
-        kind: ``mat`` or ``h5``: in a compressed ``.mat``, what is inside the compressed elements is spoilt too.
-    """
-    random = np.random.Generator(np.random.PCG64([number, len(kind)]))
-    if kind == "mat" and number % 2:
-        return _inside_an_element(content, random)
-    first = _MAT_HEADER_BYTES if kind == "mat" else 0
-    return content[:first] + _spoil(content[first:], random)
-
-
-def _spoil(content: bytes, random: np.random.Generator) -> bytes:
+def spoil(content: bytes, number: int) -> bytes:
+    """Gives a spoilt copy of a weights file; the same number gives the same bytes."""
+    random = np.random.Generator(np.random.PCG64(number))
     for _ in range(int(random.choice([1, 1, 1, 2, 5]))):
         way = _WAYS[int(random.integers(len(_WAYS)))]
         if len(content) > 16:
             content = way(content, random)
     return content
-
-
-def _inside_an_element(content: bytes, random: np.random.Generator) -> bytes:
-    """Spoils what one compressed element unpacks to, and packs it again with a right length and checksum."""
-    elements, place = [], _MAT_HEADER_BYTES
-    while place < len(content):
-        kind, length = struct.unpack_from("<II", content, place)
-        elements.append((kind, content[place + 8 : place + 8 + length]))
-        place += 8 + length
-    packed = [at for at, (kind, _) in enumerate(elements) if kind == 15]
-    if not packed:
-        return content[:_MAT_HEADER_BYTES] + _spoil(content[_MAT_HEADER_BYTES:], random)
-    at = packed[int(random.integers(len(packed)))]
-    elements[at] = (15, zlib.compress(_spoil(zlib.decompress(elements[at][1]), random), 1))
-    return content[:_MAT_HEADER_BYTES] + b"".join(struct.pack("<II", kind, len(data)) + data for kind, data in elements)
 
 
 def _place(content: bytes, random: np.random.Generator) -> int:

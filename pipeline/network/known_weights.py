@@ -212,7 +212,7 @@ def digest_arrays(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
     digest = hashlib.sha256()
     for name, values in arrays:
         digest.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

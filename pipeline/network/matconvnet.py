@@ -75,10 +75,10 @@ def _layers(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {str(layer.get("name")): layer for layer in layers}
 
 
-def _parameters(layer: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _parameters(layer: dict[str, Any]) -> Any:
+    """Return kernel and bias."""
     # The second: the generation before beta11.
-    kernel, bias = layer["weights"] if "weights" in layer else (layer["filters"], layer["biases"])
-    return kernel, bias
+    return layer["weights"] if "weights" in layer else (layer["filters"], layer["biases"])
 
 
 def _mean_pixel(data: dict[str, Any]) -> NDArray[np.float64]:

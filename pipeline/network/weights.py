@@ -36,11 +36,8 @@ TIMEOUT_SECONDS = 30.0
 MAT5, HDF5, TORCH, SAFETENSORS = "a MATLAB 5 file", "an HDF5 file", "a PyTorch file", "a file of safetensors"
 READERS = {MAT5: read_matconvnet, HDF5: read_keras, TORCH: read_torch, SAFETENSORS: read_safetensors}
 _MAT73 = "a MATLAB v7.3 file"
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Files of torch.save before 1.6. Source: MAGIC_NUMBER in torch/serialization.py, pickled.
 _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-# Source: huggingface/safetensors, README: the longest header.
-_LONGEST_HEADER = 100_000_000
 _SAVE_MAT = "Save it again in MATLAB with save(file, '-struct', 'net', '-v7'), or set network.weights=imagenet."
 _SAVE_ANY = (
     "Of Keras, what model.save('x.h5') writes is read, a .keras file as network=keras network.model=FILE; of PyTorch, what "
@@ -150,18 +147,17 @@ def _published_file(wanted: Wanted, source: str, progress: bool, log: Callable[[
 def file_format(path: Path) -> str:
     """Return what a file is, by its content; its name is not looked at: a key of :data:`READERS`, or words for a message."""
     with path.open("rb") as file:
-        start = file.read(4096)
-    # The length of a JSON object, and that.
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
-        return SAFETENSORS
-    # The second is the first member of the archive that torch.save writes.
-    if start.startswith(_TORCH_MAGIC) or (start.startswith(b"PK") and b"/data.pkl" in start[:1024]):
-        return TORCH
-    is_hdf5 = any(start[at : at + 8] == _HDF5_SIGNATURE for at in (0, 512, 1024, 2048))
-    if start.startswith(b"MATLAB 7.3") or (is_hdf5 and start[126:128] in (b"IM", b"MI")):
-        return _MAT73
-    if is_hdf5:
+        start = file.read(1024)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return HDF5
+    # The second is the first member of the archive that torch.save writes.
+    if start.startswith(_TORCH_MAGIC) or (start.startswith(b"PK") and b"/data.pkl" in start):
+        return TORCH
+    # The length of a JSON object, and that.
+    if start[8:10] == b'{"':
+        return SAFETENSORS
+    if start.startswith(b"MATLAB 7.3"):
+        return _MAT73
     # Source: MAT-File Format, version 5 header: bytes 124..127 are the version, 0x0100, and "MI" in the writer's byte order.
     if start[124:128] in (b"\x00\x01IM", b"\x01\x00MI"):
         return MAT5
@@ -214,9 +210,9 @@ def download_file(known: KnownFile, target: Path, *, progress: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
         if not known.has_checksum_of(partial):
-            raise ValueError(f"another file, or a part of it: {partial.stat().st_size:,} bytes")
+            raise OSError(f"another file, or a part of it: {partial.stat().st_size:,} bytes")
         partial.replace(target)
-    except (OSError, http.client.HTTPException, ValueError) as error:  # The last: an address or a header that is none.
+    except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise WeightsError(
