@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time
 
 # Seed -> how many mutations of it in the slow test.
 COUNTS = {
-    "old.mat": 300,
-    "new.mat": 600,
+    "old.mat": 500,
+    "new.mat": 100,
     "pre11.mat": 300,
     "keras2.h5": 1500,
     "gzip.h5": 1000,
@@ -57,16 +56,6 @@ def _write(path: Path, arrays: Any, of_file: dict[str, Any], of_arrays: dict[str
             file.create_dataset(f"{name}/{name}/bias:0", data=bias, **of_arrays)
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What became of the mutations of one seed; ``died`` are those that ended the process that read them."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    died: list[int] = field(default_factory=list)
-    slowest_seconds: float = 0.0
-
-
 @pytest.mark.usefixtures("few_channels")
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_file_that_is_cut_or_not_all_written_is_refused(seeds: Path, name: str, tmp_path: Path) -> None:
@@ -79,37 +68,26 @@ def test_a_file_that_is_cut_or_not_all_written_is_refused(seeds: Path, name: str
             assert "truncated" in message or "damaged" in message
 
 
-def fuzz(seed: Path, count: int) -> Outcome:
-    outcome, first = Outcome(), 0
+def check(seed: Path, count: int) -> None:
+    outcomes: Counter[str] = Counter()
+    first = 0
     while first < count:
         words = command(str(seed), str(first), str(count), module="tests.weight_fuzzer")
         done = finish(words, timeout_seconds=1800, OPENBLAS_NUM_THREADS="1")
         lines = done.stdout.splitlines()
         assert lines, done.stderr
-        for line in lines:
-            parts = line.split(" ", 3)
-            if len(parts) > 2:
-                outcome.counts[parts[1]] += 1
-                outcome.slowest_seconds = max(outcome.slowest_seconds, float(parts[2]))
-                outcome.wrong += [line] if parts[1] not in ("loaded", "refused") else []
+        # The last has no outcome if it ended the process.
+        outcomes.update((*line.split(" ", 2), "died")[1] for line in lines)
+        assert [line for line in lines if "wrong" in line.split(" ")[1:2]] == []
         first = int(lines[-1].split()[0]) + 1
-        if done.returncode:
-            outcome.died.append(first - 1)
-            outcome.counts["died"] += 1
-    assert sum(outcome.counts.values()) == count
-    return outcome
-
-
-def check(seed: Path, count: int) -> None:
-    outcome = fuzz(seed, count)
-    print(f"{seed.name}: {dict(outcome.counts)}, slowest {outcome.slowest_seconds:.2f} s, died {outcome.died}")
-    assert outcome.wrong == []
-    assert outcome.counts["refused"] > 0
+    print(f"{seed.name}: {dict(outcomes)}")
+    assert outcomes["loaded"] + outcomes["refused"] + outcomes["died"] == count
+    assert outcomes["refused"] > 0
     # HDF5 1.14 crashes on one in 300 spoilt files of its newest form, which Keras does not write.
-    assert len(outcome.died) <= (count / 100 if seed.name == "latest.h5" else 0)
+    assert outcomes["died"] <= (count / 100 if seed.name == "latest.h5" else 0)
 
 
-@pytest.mark.parametrize("name", ["new.mat", "keras2.h5", "torch.safetensors"])
+@pytest.mark.parametrize("name", ["old.mat", "keras2.h5", "torch.safetensors"])
 def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
     check(seeds / name, 20)
 
