@@ -50,15 +50,68 @@ def host_processor() -> Processor:
     return Processor(name, features, 4, 6, 2)  # 16 registers of 4
 
 
-class Code:
-    """A function without a result and the position in it, with short names for the instructions that kernels need.
+class Value:
+    """A value in generated code: a number, a vector of floats or a pointer to floats. Operators on it are instructions.
 
-    Offsets and strides count floats; vectors need no alignment beyond a float's.
+    A pointer plus a number is so many floats further. Python's numbers are constants.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, raw: Any) -> None:
+        self.builder, self.raw = builder, raw
+
+    def __add__(self, other: Any) -> Value:
+        if self.raw.type == POINTER:
+            return Value(self.builder, self.builder.gep(self.raw, [raw_value(other)], source_etype=FLOAT))
+        return self._arithmetic("add", other)
+
+    def __sub__(self, other: Any) -> Value:
+        return self._arithmetic("sub", other)
+
+    def __mul__(self, other: Any) -> Value:
+        return self._arithmetic("mul", other)
+
+    def __floordiv__(self, other: Any) -> Value:
+        return self._arithmetic("sdiv", other)
+
+    def __and__(self, other: Value) -> Value:
+        return self._arithmetic("and_", other)
+
+    def __lt__(self, other: Any) -> Value:
+        return self._comparison("<", other)
+
+    def __le__(self, other: Any) -> Value:
+        return self._comparison("<=", other)
+
+    def __ge__(self, other: Any) -> Value:
+        return self._comparison(">=", other)
+
+    def is_in(self, stop: Value) -> Value:
+        """Return whether an integer is one of 0 to below stop."""
+        # Without a sign what is below zero is large.
+        return Value(self.builder, self.builder.icmp_unsigned("<", self.raw, stop.raw))
+
+    def _arithmetic(self, name: str, other: Any) -> Value:
+        name = f"f{name}" if isinstance(self.raw.type, ir.VectorType) else name
+        return Value(self.builder, getattr(self.builder, name)(self.raw, raw_value(other)))
+
+    def _comparison(self, sign: str, other: Any) -> Value:
+        return Value(self.builder, self.builder.icmp_signed(sign, self.raw, raw_value(other)))
+
+
+def raw_value(value: Any) -> Any:
+    """Return what LLVM takes for a value or a Python number."""
+    if isinstance(value, (int, float)):
+        return ir.Constant(INTEGER if isinstance(value, int) else FLOAT, value)
+    return value.raw if isinstance(value, Value) else value
+
+
+class Code:
+    """A function without a result and the position in it. Vectors need no alignment beyond a float's.
 
     Args:
         module: Of LLVM's intermediate representation; gets the function.
         name: Of the function.
-        arguments: Types: each :data:`FLOAT`, :data:`INTEGER` or :data:`POINTER`.
+        arguments: Types: each :data:`FLOAT`, :data:`INTEGER` or :data:`POINTER`; their values are the attribute of this name.
         lanes: Floats of a vector.
         internal: Whether only other functions of the module call it.
     """
@@ -68,62 +121,68 @@ class Code:
         if internal:
             self.function.linkage = "internal"
         self.builder = ir.IRBuilder(self.function.append_basic_block())
+        self.arguments = [Value(self.builder, argument) for argument in self.function.args]
         self.lanes = lanes
         self.vector = ir.VectorType(FLOAT, lanes)
 
-    def at(self, pointer: Any, offset: Any) -> Any:
-        """Return a pointer so many floats further."""
-        return self.builder.gep(pointer, [integer(offset)], source_etype=FLOAT)
-
-    def load(self, pointer: Any, offset: Any = 0) -> Any:
+    def load(self, pointer: Value) -> Value:
         """Load a vector."""
-        return self.builder.load(self.at(pointer, offset), typ=self.vector, align=FLOAT_BYTES)
+        return Value(self.builder, self.builder.load(pointer.raw, typ=self.vector, align=FLOAT_BYTES))
 
-    def store(self, value: Any, pointer: Any, offset: Any = 0) -> None:
+    def store(self, value: Value, pointer: Value) -> None:
         """Store a vector."""
-        self.builder.store(value, self.at(pointer, offset), align=FLOAT_BYTES)
+        self.builder.store(value.raw, pointer.raw, align=FLOAT_BYTES)
 
-    def load_broadcast(self, pointer: Any, offset: Any = 0) -> Any:
+    def load_broadcast(self, pointer: Value) -> Value:
         """Load one float into all lanes."""
-        return self.broadcast(self.builder.load(self.at(pointer, offset), typ=FLOAT, align=FLOAT_BYTES))
+        return self.broadcast(Value(self.builder, self.builder.load(pointer.raw, typ=FLOAT, align=FLOAT_BYTES)))
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Value) -> Value:
         """Return a vector with this float in all lanes."""
         undefined = ir.Constant(self.vector, ir.Undefined)
-        single = self.builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+        single = self.builder.insert_element(undefined, value.raw, ir.Constant(ir.IntType(32), 0))
         first = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(single, undefined, first)
+        return Value(self.builder, self.builder.shuffle_vector(single, undefined, first))
 
-    def constant(self, value: float) -> Any:
+    def constant(self, value: float) -> Value:
         """Return a vector with this number in all lanes."""
-        return ir.Constant(self.vector, [value] * self.lanes)
+        return Value(self.builder, ir.Constant(self.vector, [value] * self.lanes))
 
-    def multiply_add(self, factor: Any, other: Any, addend: Any) -> Any:
+    def multiply_add(self, factor: Value, other: Value, addend: Value) -> Value:
         """Return factor * other + addend, rounded once where the processor can and twice where it cannot."""
         name = f"llvm.fmuladd.v{self.lanes}f32"
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(module, ir.FunctionType(self.vector, [self.vector] * 3), name)
-        return self.builder.call(function, [factor, other, addend])
+        return Value(self.builder, self.builder.call(function, [factor.raw, other.raw, addend.raw]))
 
-    def maximum(self, value: Any, floor: Any) -> Any:
+    def maximum(self, value: Value, floor: Value) -> Value:
         """Return the larger of each lane; a NaN of the first stays."""
-        return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)
+        is_below = self.builder.fcmp_ordered("<", value.raw, floor.raw)
+        return Value(self.builder, self.builder.select(is_below, floor.raw, value.raw))
 
-    def smaller(self, left: Any, right: Any) -> Any:
+    def choose(self, condition: Value, value: Any, other: Any) -> Value:
+        """Return the first where the condition holds, else the other."""
+        return Value(self.builder, self.builder.select(condition.raw, raw_value(value), raw_value(other)))
+
+    def smaller(self, left: Value, right: Any) -> Value:
         """Return the smaller of two integers."""
-        return self.builder.select(self.builder.icmp_signed("<", left, right), left, right)
+        return self.choose(left < right, left, right)
+
+    def call(self, function: Any, *arguments: Any) -> None:
+        """Call another function."""
+        self.builder.call(function, [raw_value(argument) for argument in arguments])
+
+    def branches(self, condition: Value) -> Any:
+        """Return a context that gives two, for what is done where the condition holds, and for what else is."""
+        return self.builder.if_else(condition.raw)
 
     def end(self) -> Any:
         """Return from the function; return it, to be called by others."""
         self.builder.ret_void()
         return self.function
 
-    def all_of(self, *conditions: Any) -> Any:
-        """Return whether all conditions hold."""
-        return functools.reduce(self.builder.and_, conditions)
-
     @contextmanager
-    def loop(self, start: Any, stop: Any, step: Any = 1) -> Iterator[Any]:
+    def loop(self, start: Any, stop: Any, step: int = 1) -> Iterator[Value]:
         """Repeat what is written inside, for an integer from start until below stop; yield the integer."""
         builder = self.builder
         before = builder.block
@@ -131,40 +190,33 @@ class Code:
         builder.branch(head)
         builder.position_at_end(head)
         counter = builder.phi(INTEGER)
-        counter.add_incoming(integer(start), before)
-        builder.cbranch(builder.icmp_signed("<", counter, integer(stop)), body, after)
+        counter.add_incoming(raw_value(start), before)
+        value = Value(builder, counter)
+        builder.cbranch((value < stop).raw, body, after)
         builder.position_at_end(body)
-        yield counter
-        following = builder.add(counter, integer(step))
-        counter.add_incoming(following, builder.block)
+        yield value
+        counter.add_incoming((value + step).raw, builder.block)
         builder.branch(head)
         builder.position_at_end(after)
 
-    def accumulate(self, count: int, step: int, sums: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    def accumulate(
+        self, count: Any, step: int, sums: Sequence[Value], body: Callable[[Value, list[Value]], list[Value]]
+    ) -> list[Value]:
         """Repeat ``sums = body(counter, sums)`` for a counter from 0 until below a positive count; sums stay in registers."""
         builder = self.builder
         before = builder.block
         inside, after = builder.append_basic_block(), builder.append_basic_block()
         builder.branch(inside)
         builder.position_at_end(inside)
-        counter = builder.phi(INTEGER)
-        counter.add_incoming(integer(0), before)
-        carried = [builder.phi(start.type) for start in sums]
-        for phi, start in zip(carried, sums, strict=True):
-            phi.add_incoming(start, before)
-        results = body(counter, list(carried))
-        following = builder.add(counter, integer(step))
-        counter.add_incoming(following, builder.block)
-        for phi, result in zip(carried, results, strict=True):
-            phi.add_incoming(result, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, integer(count)), inside, after)
+        counter, *carried = (builder.phi(type_) for type_ in (INTEGER, *(start.raw.type for start in sums)))
+        results = body(Value(builder, counter), [Value(builder, phi) for phi in carried])
+        following = Value(builder, counter) + step
+        for phi, start, result in zip((counter, *carried), (0, *sums), (following, *results), strict=True):
+            phi.add_incoming(raw_value(start), before)
+            phi.add_incoming(raw_value(result), builder.block)
+        builder.cbranch((following < count).raw, inside, after)
         builder.position_at_end(after)
         return results
-
-
-def integer(value: Any) -> Any:
-    """Return a Python integer as a 64-bit constant of the code; anything else as it is."""
-    return ir.Constant(INTEGER, value) if isinstance(value, int) else value
 
 
 class MachineCode:

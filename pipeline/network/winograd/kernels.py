@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from .codegen import FLOAT, INTEGER, POINTER, Code, MachineCode, Processor, integer
+from .codegen import FLOAT, INTEGER, POINTER, Code, MachineCode, Processor, Value
 
 # F(4 x 4, 3 x 3): outputs of a tile along each side, and the kernel's side.
 TILE = 4
@@ -91,22 +91,22 @@ def compile_kernels(processor: Processor, channels: tuple[int, ...]) -> MachineC
     return MachineCode(module, processor)
 
 
-def _weighted_sums(code: Code, matrix: Any, values: Sequence[Any]) -> list[Any]:
+def _weighted_sums(code: Code, matrix: Any, values: Sequence[Value]) -> list[Value]:
     """Return matrix @ values, its numbers written into the code."""
     results = []
     for weights in matrix:
-        total = None
+        total: Any = None
         # Those of weight one first: they need no multiplication.
-        terms = sorted(zip(weights, values, strict=True), key=lambda term: abs(term[0]) != 1.0)
+        terms = sorted(zip(weights.tolist(), values, strict=True), key=lambda term: abs(term[0]) != 1.0)
         for weight, value in terms:
             if weight == 0.0:
                 continue
             if total is None:
-                total = value if weight == 1.0 else code.builder.fmul(value, code.constant(float(weight)))
+                total = value if weight == 1.0 else value * code.constant(weight)
             elif abs(weight) == 1.0:
-                total = code.builder.fadd(total, value) if weight > 0 else code.builder.fsub(total, value)
+                total = total + value if weight > 0 else total - value
             else:
-                total = code.multiply_add(value, code.constant(float(weight)), total)
+                total = code.multiply_add(value, code.constant(weight), total)
         results.append(total)
     return results
 
@@ -118,37 +118,26 @@ def _add_transform_input(module: Any, processor: Processor) -> None:
     (36, channels).
     """
     tile = _add_tile_input(module, processor)
-    arguments = [POINTER, *[INTEGER] * 6, POINTER, INTEGER, POINTER]
-    code = Code(module, "transform_input", arguments, processor.lanes)
-    image, height, width, channels, first, tile_rows, tile_columns, data, plane, scratch = code.function.args
-    builder = code.builder
-    line = builder.mul(width, channels)
+    code = Code(module, "transform_input", [POINTER, *[INTEGER] * 6, POINTER, INTEGER, POINTER], processor.lanes)
+    image, height, width, channels, first, tile_rows, tile_columns, data, plane, scratch = code.arguments
+    line = width * channels
     with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
-        top = builder.sub(builder.mul(builder.add(first, row), integer(TILE)), integer(1))
-        left = builder.sub(builder.mul(column, integer(TILE)), integer(1))
-        source = code.at(image, builder.add(builder.mul(top, line), builder.mul(left, channels)))
-        output = code.at(data, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
-        inside = code.all_of(
-            *(builder.icmp_signed(">=", first_of, integer(0)) for first_of in (top, left)),
-            builder.icmp_signed("<=", builder.add(top, integer(SIDE)), height),
-            builder.icmp_signed("<=", builder.add(left, integer(SIDE)), width),
-        )
-        with builder.if_else(inside) as (within, across):
-            with within:
-                builder.call(tile, [source, line, channels, output, plane])
+        top, left = (first + row) * TILE - 1, column * TILE - 1
+        output = data + (row * tile_columns + column) * channels
+        is_inside = (top >= 0) & (left >= 0) & (top + SIDE <= height) & (left + SIDE <= width)
+        with code.branches(is_inside) as (inside, across):
+            with inside:
+                code.call(tile, image + (top * line + left * channels), line, channels, output, plane)
             with across:
                 with code.loop(0, SIDE) as down, code.loop(0, SIDE) as right:
-                    y, x = builder.add(top, down), builder.add(left, right)
-                    # Below zero is large.
-                    there = code.all_of(builder.icmp_unsigned("<", y, height), builder.icmp_unsigned("<", x, width))
-                    pixel = code.at(image, builder.add(builder.mul(y, line), builder.mul(x, channels)))
-                    target = code.at(scratch, builder.mul(builder.add(builder.mul(down, integer(SIDE)), right), channels))
-                    with builder.if_else(there) as (copied, empty):
+                    y, x = top + down, left + right
+                    target = scratch + (down * SIDE + right) * channels
+                    with code.branches(y.is_in(height) & x.is_in(width)) as (copied, empty):
                         with copied, code.loop(0, channels, code.lanes) as channel:
-                            code.store(code.load(pixel, channel), target, channel)
+                            code.store(code.load(image + (y * line + x * channels + channel)), target + channel)
                         with empty, code.loop(0, channels, code.lanes) as channel:
-                            code.store(code.constant(0.0), target, channel)
-                builder.call(tile, [scratch, builder.mul(channels, integer(SIDE)), channels, output, plane])
+                            code.store(code.constant(0.0), target + channel)
+                code.call(tile, scratch, channels * SIDE, channels, output, plane)
     code.end()
 
 
@@ -158,21 +147,16 @@ def _add_tile_input(module: Any, processor: Processor) -> Any:
     Arguments: 6 x 6 pixels, floats a line, channels; output, floats a plane.
     """
     code = Code(module, "tile_input", [POINTER, INTEGER, INTEGER, POINTER, INTEGER], processor.lanes, internal=True)
-    source, line, channels, output, plane = code.function.args
-    builder = code.builder
+    source, line, channels, output, plane = code.arguments
     _, _, matrix = transform_matrices()
     with code.loop(0, channels, code.lanes) as channel:
-        start = code.at(source, channel)
         columns = []
         for right in range(SIDE):
-            pixels = [
-                code.load(start, builder.add(builder.mul(line, integer(down)), builder.mul(channels, integer(right))))
-                for down in range(SIDE)
-            ]
+            pixels = [code.load(source + channel + (line * down + channels * right)) for down in range(SIDE)]
             columns.append(_weighted_sums(code, matrix, pixels))
         for down in range(SIDE):
             for right, value in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
-                code.store(value, output, builder.add(channel, builder.mul(plane, integer(down * SIDE + right))))
+                code.store(value, output + (channel + plane * (down * SIDE + right)))
     return code.end()
 
 
@@ -186,32 +170,29 @@ def _add_transform_output(module: Any, processor: Processor, tile: Any, whole_ti
     name = "transform_output_summed" if summed else "transform_output"
     arguments = [POINTER, INTEGER, POINTER, FLOAT, *[INTEGER] * 6, POINTER, POINTER, *[POINTER] * (2 if summed else 0)]
     code = Code(module, name, arguments, processor.lanes)
-    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, *rest = code.function.args
-    builder, lowest, (scratch, *sums) = code.builder, code.broadcast(floor), rest
-    line = builder.mul(width, channels)
+    products, plane, bias, floor, height, width, channels, first, tile_rows, tile_columns, output, *rest = code.arguments
+    lowest, (scratch, *sums), line = code.broadcast(floor), rest, width * channels
     with code.loop(0, tile_rows) as row, code.loop(0, tile_columns) as column:
-        source = code.at(products, builder.mul(builder.add(builder.mul(row, tile_columns), column), channels))
-        top, left = builder.mul(row, integer(TILE)), builder.mul(column, integer(TILE))
-        target = code.at(output, builder.add(builder.mul(top, line), builder.mul(left, channels)))
-        row_sums = [code.at(start, builder.mul(top, channels)) for start in sums]
-        rows_left = builder.sub(height, builder.mul(builder.add(first, row), integer(TILE)))
-        columns_left = builder.sub(width, left)
-        whole = code.all_of(*(builder.icmp_signed(">=", left_over, integer(TILE)) for left_over in (rows_left, columns_left)))
-        with builder.if_else(whole) as (within, across):
-            with within:
-                builder.call(whole_tile, [source, plane, bias, floor, channels, target, line, *row_sums])
+        source = products + (row * tile_columns + column) * channels
+        top, left = row * TILE, column * TILE
+        target = output + (top * line + left * channels)
+        row_sums = [start + top * channels for start in sums]
+        rows_left, columns_left = height - (first + row) * TILE, width - left
+        with code.branches((rows_left >= TILE) & (columns_left >= TILE)) as (whole, across):
+            with whole:
+                code.call(whole_tile, source, plane, bias, floor, channels, target, line, *row_sums)
             with across:
-                row_floats = builder.mul(channels, integer(TILE))
-                builder.call(tile, [source, plane, bias, FLOAT(NO_FLOOR), channels, scratch, row_floats])
-                lines, pixels = code.smaller(rows_left, integer(TILE)), code.smaller(columns_left, integer(TILE))
+                row_floats = channels * TILE
+                code.call(tile, source, plane, bias, NO_FLOOR, channels, scratch, row_floats)
+                lines, pixels = code.smaller(rows_left, TILE), code.smaller(columns_left, TILE)
                 with code.loop(0, lines) as down, code.loop(0, pixels) as right, code.loop(0, channels, code.lanes) as channel:
-                    offset = builder.add(builder.mul(right, channels), channel)
-                    value = code.load(scratch, builder.add(builder.mul(down, row_floats), offset))
+                    offset = right * channels + channel
+                    value = code.load(scratch + (down * row_floats + offset))
                     result = code.maximum(value, lowest)
-                    code.store(result, target, builder.add(builder.mul(down, line), offset))
-                    place = builder.add(builder.mul(down, channels), channel)
+                    code.store(result, target + (down * line + offset))
                     for start, addend in zip(row_sums, (value, result), strict=False):
-                        code.store(builder.fadd(code.load(start, place), addend), start, place)
+                        place = start + (down * channels + channel)
+                        code.store(code.load(place) + addend, place)
     code.end()
 
 
@@ -223,26 +204,23 @@ def _add_tile_output(module: Any, processor: Processor, *, summed: bool = False)
     """
     arguments = [POINTER, INTEGER, POINTER, FLOAT, INTEGER, POINTER, INTEGER, *[POINTER] * (2 if summed else 0)]
     code = Code(module, "tile_output_summed" if summed else "tile_output", arguments, processor.lanes, internal=True)
-    source, plane, bias, floor, channels, output, line, *sums = code.function.args
-    builder = code.builder
+    source, plane, bias, floor, channels, output, line, *sums = code.arguments
     matrix, _, _ = transform_matrices()
     lowest = code.broadcast(floor)
     with code.loop(0, channels, code.lanes) as channel:
-        start = code.at(source, channel)
         columns = []
         for right in range(SIDE):
-            values = [code.load(start, builder.mul(plane, integer(down * SIDE + right))) for down in range(SIDE)]
+            values = [code.load(source + channel + plane * (down * SIDE + right)) for down in range(SIDE)]
             columns.append(_weighted_sums(code, matrix, values))
-        added = code.load(bias, channel)
+        added = code.load(bias + channel)
         for down in range(TILE):
-            places = [code.at(start, builder.add(channel, builder.mul(channels, integer(down)))) for start in sums]
+            places = [start + (channel + channels * down) for start in sums]
             totals = [code.load(place) for place in places]
             for right, product in enumerate(_weighted_sums(code, matrix, [column[down] for column in columns])):
-                value = builder.fadd(product, added)
+                value = product + added
                 result = code.maximum(value, lowest)
-                index = builder.add(builder.mul(line, integer(down)), builder.mul(channels, integer(right)))
-                code.store(result, output, builder.add(channel, index))
-                totals = [builder.fadd(total, one) for total, one in zip(totals, (value, result), strict=False)]
+                code.store(result, output + (channel + (line * down + channels * right)))
+                totals = [total + one for total, one in zip(totals, (value, result), strict=False)]
             for total, place in zip(totals, places, strict=True):
                 code.store(total, place)
     return code.end()
@@ -254,42 +232,35 @@ def _add_multiply(module: Any, processor: Processor, inner: int) -> None:
     A block of a few rows and columns is summed in registers from the first term to the last, always in this order.
     Arguments: data, floats a plane; kernel; products, floats a plane; rows (tiles), columns.
     """
-    arguments = [POINTER, INTEGER, POINTER, POINTER, *[INTEGER] * 3]
-    code = Code(module, f"multiply_{inner}", arguments, processor.lanes)
+    code = Code(module, f"multiply_{inner}", [POINTER, INTEGER, POINTER, POINTER, *[INTEGER] * 3], processor.lanes)
     # All sizes would be twice the code; instead a block of an odd number of rows begins one early.
     sizes = sorted({1, *range(2, processor.rows, 2), processor.rows})
     blocks = [(rows, _add_block_product(module, processor, inner, rows)) for rows in sizes]
-    data, data_plane, kernel, products, products_plane, rows, columns = code.function.args
-    builder, width = code.builder, processor.lanes * processor.columns
-    largest, most = blocks[-1][1], processor.rows
-    whole = builder.mul(builder.sdiv(rows, integer(most)), integer(most))
-    rest = builder.sub(rows, whole)
+    data, data_plane, kernel, products, products_plane, rows, columns = code.arguments
+    (_, single), (most, largest) = blocks[0], blocks[-1]
+    whole = rows // most * most
+    rest = rows - whole
     with code.loop(0, PLANES) as plane:
-        left = code.at(data, builder.mul(plane, data_plane))
-        plane_kernel = code.at(kernel, builder.mul(plane, builder.mul(columns, integer(inner))))
-        plane_products = code.at(products, builder.mul(plane, products_plane))
-        with code.loop(0, columns, width) as column:
-            right = code.at(plane_kernel, builder.mul(column, integer(inner)))
-            output = code.at(plane_products, column)
+        left = data + plane * data_plane
+        plane_kernel = kernel + plane * (columns * inner)
+        plane_products = products + plane * products_plane
+        with code.loop(0, columns, processor.lanes * processor.columns) as column:
+            right, output = plane_kernel + column * inner, plane_products + column
 
-            def block(function: Any, row: Any) -> None:
-                source, target = code.at(left, builder.mul(row, integer(inner))), code.at(output, builder.mul(row, columns))
-                builder.call(function, [source, right, target, columns])
+            def block(function: Any, row: Value) -> None:
+                code.call(function, left + row * inner, right, output + row * columns, columns)
 
             with code.loop(0, whole, most) as row:
                 block(largest, row)
             smaller = 0
             for size, function in blocks:
                 # Of the rest as many rows as this block has, or fewer; of fewer than that in all, one by one.
-                enough = builder.icmp_signed(">=", rows, integer(size))
-                fits = code.all_of(
-                    builder.icmp_signed(">", rest, integer(smaller)), builder.icmp_signed("<=", rest, integer(size))
-                )
-                with builder.if_then(fits), builder.if_else(enough) as (early, single):
+                fits = (rest >= smaller + 1) & (rest <= size)
+                with code.builder.if_then(fits.raw), code.branches(rows >= size) as (early, too_few):
                     with early:
-                        block(function, builder.sub(rows, integer(size)))
-                    with single, code.loop(0, rows) as row:
-                        block(blocks[0][1], row)
+                        block(function, rows - size)
+                    with too_few, code.loop(0, rows) as row:
+                        block(single, row)
                 smaller = size
     code.end()
 
@@ -300,28 +271,28 @@ def _add_block_product(module: Any, processor: Processor, inner: int, rows: int)
     Arguments: data, kernel, output, floats an output row.
     """
     code = Code(module, f"block_{inner}_{rows}", [POINTER, POINTER, POINTER, INTEGER], processor.lanes, internal=True)
-    data, kernel, output, stride = code.function.args
-    builder, columns = code.builder, processor.columns
+    data, kernel, output, stride = code.arguments
+    columns = processor.columns
 
-    def step(counter: Any, sums: list[Any]) -> list[Any]:
-        left = code.at(data, counter)
-        right = code.at(kernel, builder.mul(counter, integer(columns * processor.lanes)))
-        return _add_products(code, columns, left, right, sums, terms=UNROLLED, stride=inner)
+    def step(counter: Value, sums: list[Value]) -> list[Value]:
+        right = kernel + counter * (columns * processor.lanes)
+        return _add_products(code, columns, data + counter, right, sums, terms=UNROLLED, stride=inner)
 
     sums = code.accumulate(inner, UNROLLED, [code.constant(0.0)] * (rows * columns), step)
     for row in range(rows):
-        line = code.at(output, builder.mul(stride, integer(row)))
         for column in range(columns):
-            code.store(sums[row * columns + column], line, column * processor.lanes)
+            code.store(sums[row * columns + column], output + stride * row + column * processor.lanes)
     return code.end()
 
 
-def _add_products(code: Code, columns: int, left: Any, right: Any, sums: list[Any], *, terms: int, stride: int) -> list[Any]:
+def _add_products(
+    code: Code, columns: int, left: Value, right: Value, sums: list[Value], *, terms: int, stride: int
+) -> list[Value]:
     """Return sums + left @ right: left has rows so many floats apart, right (terms, block), a block has so many columns."""
     for term in range(terms):
-        factors = [code.load(right, (term * columns + column) * code.lanes) for column in range(columns)]
+        factors = [code.load(right + (term * columns + column) * code.lanes) for column in range(columns)]
         for row in range(len(sums) // columns):
-            value = code.load_broadcast(left, row * stride + term)
+            value = code.load_broadcast(left + (row * stride + term))
             for index, factor in enumerate(factors, start=row * columns):
                 sums[index] = code.multiply_add(value, factor, sums[index])
     return sums
@@ -335,27 +306,22 @@ def _add_convolve_colours(module: Any, processor: Processor) -> None:
     many, one = (_add_colour_block(module, processor, pixels) for pixels in (processor.rows, 1))
     arguments = [POINTER, INTEGER, POINTER, POINTER, FLOAT, *[INTEGER] * 3, POINTER]
     code = Code(module, "convolve_colours", arguments, processor.lanes)
-    image, image_width, kernel, bias, floor, rows, columns, channels, output = code.function.args
-    builder, width = code.builder, processor.lanes * processor.columns
-    line = builder.mul(image_width, integer(COLOURS))
-    last = builder.sub(columns, integer(processor.rows))
-    with code.loop(0, rows) as row:
-        row_image = code.at(image, builder.mul(row, line))
-        row_output = code.at(output, builder.mul(row, builder.mul(columns, channels)))
-        with code.loop(0, channels, width) as channel:
-            part = code.at(kernel, builder.mul(channel, integer(KERNEL_SIDE**2 * COLOURS)))
+    image, image_width, kernel, bias, floor, rows, columns, channels, output = code.arguments
+    line, last = image_width * COLOURS, columns - processor.rows
+    with code.loop(0, rows) as row, code.loop(0, channels, processor.lanes * processor.columns) as channel:
+        row_image, row_output = image + row * line, output + (row * (columns * channels) + channel)
+        part = kernel + channel * (KERNEL_SIDE**2 * COLOURS)
 
-            def block(function: Any, pixel: Any) -> None:
-                source = code.at(row_image, builder.mul(pixel, integer(COLOURS)))
-                target = code.at(row_output, builder.add(builder.mul(pixel, channels), channel))
-                builder.call(function, [source, line, part, code.at(bias, channel), floor, target, channels])
+        def block(function: Any, pixel: Value) -> None:
+            target = row_output + pixel * channels
+            code.call(function, row_image + pixel * COLOURS, line, part, bias + channel, floor, target, channels)
 
-            with builder.if_else(builder.icmp_signed(">=", last, integer(0))) as (wide, narrow):
-                # The last block begins early, so that it ends with the row; what is computed twice is the same.
-                with wide, code.loop(0, builder.add(last, integer(processor.rows)), processor.rows) as pixel:
-                    block(many, code.smaller(pixel, last))
-                with narrow, code.loop(0, columns) as pixel:
-                    block(one, pixel)
+        with code.branches(last >= 0) as (wide, narrow):
+            # The last block begins early, so that it ends with the row; what is computed twice is the same.
+            with wide, code.loop(0, last + processor.rows, processor.rows) as pixel:
+                block(many, code.smaller(pixel, last))
+            with narrow, code.loop(0, columns) as pixel:
+                block(one, pixel)
     code.end()
 
 
@@ -366,22 +332,19 @@ def _add_colour_block(module: Any, processor: Processor, pixels: int) -> Any:
     """
     arguments = [POINTER, INTEGER, POINTER, POINTER, FLOAT, POINTER, INTEGER]
     code = Code(module, f"colour_block_{pixels}", arguments, processor.lanes, internal=True)
-    image, line, kernel, bias, floor, output, stride = code.function.args
-    builder, columns = code.builder, processor.columns
-    inner = KERNEL_SIDE * COLOURS
+    image, line, kernel, bias, floor, output, stride = code.arguments
+    columns, inner = processor.columns, KERNEL_SIDE * COLOURS
 
-    def step(down: Any, sums: list[Any]) -> list[Any]:
-        left = code.at(image, builder.mul(down, line))
-        right = code.at(kernel, builder.mul(down, integer(inner * columns * processor.lanes)))
-        return _add_products(code, columns, left, right, sums, terms=inner, stride=COLOURS)
+    def step(down: Value, sums: list[Value]) -> list[Value]:
+        right = kernel + down * (inner * columns * processor.lanes)
+        return _add_products(code, columns, image + down * line, right, sums, terms=inner, stride=COLOURS)
 
     sums = code.accumulate(KERNEL_SIDE, 1, [code.constant(0.0)] * (pixels * columns), step)
     lowest = code.broadcast(floor)
     for pixel in range(pixels):
-        target = code.at(output, builder.mul(stride, integer(pixel)))
         for column in range(columns):
-            value = builder.fadd(sums[pixel * columns + column], code.load(bias, column * processor.lanes))
-            code.store(code.maximum(value, lowest), target, column * processor.lanes)
+            value = sums[pixel * columns + column] + code.load(bias + column * processor.lanes)
+            code.store(code.maximum(value, lowest), output + stride * pixel + column * processor.lanes)
     return code.end()
 
 
@@ -391,20 +354,19 @@ def _add_rectify(module: Any, processor: Processor) -> None:
     Arguments: values, floor; rows, columns, channels; output; sums before and after floor is applied, (rows, channels) each.
     """
     code = Code(module, "rectify", [POINTER, FLOAT, *[INTEGER] * 3, *[POINTER] * 3], processor.lanes)
-    values, floor, rows, columns, channels, output, *sums = code.function.args
-    builder, lowest = code.builder, code.broadcast(floor)
+    values, floor, rows, columns, channels, output, *sums = code.arguments
+    lowest = code.broadcast(floor)
     with code.loop(0, rows) as row, code.loop(0, channels, code.lanes) as channel:
-        start = builder.add(builder.mul(row, builder.mul(columns, channels)), channel)
 
-        def step(column: Any, totals: list[Any]) -> list[Any]:
-            place = builder.add(start, builder.mul(column, channels))
-            value = code.load(values, place)
+        def step(column: Value, totals: list[Value]) -> list[Value]:
+            place = row * (columns * channels) + channel + column * channels
+            value = code.load(values + place)
             result = code.maximum(value, lowest)
-            code.store(result, output, place)
-            return [builder.fadd(total, one) for total, one in zip(totals, (value, result), strict=True)]
+            code.store(result, output + place)
+            return [total + one for total, one in zip(totals, (value, result), strict=True)]
 
         for total, target in zip(code.accumulate(columns, 1, [code.constant(0.0)] * 2, step), sums, strict=True):
-            code.store(total, target, builder.add(builder.mul(row, channels), channel))
+            code.store(total, target + (row * channels + channel))
     code.end()
 
 
@@ -413,25 +375,20 @@ def _add_pool(module: Any, processor: Processor, kind: str) -> None:
 
     Arguments: image, height, width, channels; output rows, output columns, output.
     """
-    arguments = [POINTER, *[INTEGER] * 5, POINTER]
-    code = Code(module, f"pool_{kind}", arguments, processor.lanes)
-    image, height, width, channels, rows, columns, output = code.function.args
-    builder = code.builder
-    line = builder.mul(width, channels)
+    code = Code(module, f"pool_{kind}", [POINTER, *[INTEGER] * 5, POINTER], processor.lanes)
+    image, height, width, channels, rows, columns, output = code.arguments
+    line = width * channels
     with code.loop(0, rows) as row, code.loop(0, columns) as column:
-        top, left = builder.mul(row, integer(2)), builder.mul(column, integer(2))
-        source = code.at(image, builder.add(builder.mul(top, line), builder.mul(left, channels)))
-        target = code.at(output, builder.mul(builder.add(builder.mul(row, columns), column), channels))
+        top, left = row * 2, column * 2
+        source = image + (top * line + left * channels)
+        target = output + (row * columns + column) * channels
         # At an odd side the window's second line is its first once more: that changes no maximum and no mean.
-        down = builder.select(builder.icmp_signed("<", builder.add(top, integer(1)), height), line, integer(0))
-        right = builder.select(builder.icmp_signed("<", builder.add(left, integer(1)), width), channels, integer(0))
+        down, right = code.choose(top + 1 < height, line, 0), code.choose(left + 1 < width, channels, 0)
         with code.loop(0, channels, code.lanes) as channel:
-            corners = [integer(0), right, down, builder.add(down, right)]
-            values = [code.load(source, builder.add(channel, corner)) for corner in corners]
+            one, two, three, four = (code.load(source + channel + corner) for corner in (0, right, down, down + right))
             if kind == "max":
-                result = code.maximum(code.maximum(values[0], values[1]), code.maximum(values[2], values[3]))
+                result = code.maximum(code.maximum(one, two), code.maximum(three, four))
             else:
-                pairs = builder.fadd(values[0], values[1]), builder.fadd(values[2], values[3])
-                result = builder.fmul(builder.fadd(*pairs), code.constant(0.25))
-            code.store(result, target, channel)
+                result = ((one + two) + (three + four)) * code.constant(0.25)
+            code.store(result, target + channel)
     code.end()
