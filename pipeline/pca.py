@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .config import Options, Parameters
 from .errors import OptionError, StoreError
 from .extract import extract, make_stages
-from .network.host_reductions import fit_pca, sample_places
+from .network.host_reductions import chosen_places, fit_pca
 from .network.keras_models import AnyWeights
 from .network.reductions import prefixes, require_sample
 from .plan import transforms_file
@@ -109,7 +109,7 @@ def _of_other_run(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Tr
 
 def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
     """Fit components to a sample of the run's first rows."""
-    places = sample_places(rows, pca["fit_images"], pca["seed"])
+    places = chosen_places("pca", rows, pca["fit_images"], pca["seed"])
     LOGGER.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
     sample = {name: [np.zeros((0, feature.channels), np.float32)] for name, feature in given.items()}

@@ -193,9 +193,9 @@ class _Source:
     def _reduced(self, rows: NDArray[np.int64], reducers: Reducers) -> Iterator[FeatureBatch]:
         """Yield the features of rows that are ok, some rows of a layer at a time; at native size each image for itself."""
         from .machine import usable_cores
-        from .network.host_reductions import reduce_rows
+        from .network.host_reductions import one_blas_thread, reduce_rows
 
-        with ThreadPoolExecutor(usable_cores(), "reduce") as pool:
+        with ThreadPoolExecutor(usable_cores(), "reduce") as pool, one_blas_thread():
             for base, wanted in reducers.items():
                 layer = self.run[base]
                 step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1

@@ -160,7 +160,7 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
         ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),
         (
             {"layers": ["small.avg", "small:avg"]},
-            "layers: the network has a layer of the name of a reduction, got small.avg twice",
+            "layers: a layer has the name of a reduction, got small.avg twice",
         ),
         ({"network": "vgg19", "layers": "relu1_1"}, "network.model: of networks of keras alone"),
     ],

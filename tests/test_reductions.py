@@ -138,7 +138,7 @@ def test_automatic_components_stay_as_they_were_when_a_run_grows(
 
 
 def test_matrices_are_the_same_on_every_machine_and_keep_lengths() -> None:
-    assert host_reductions.unit_places(1000, 5, 3).tolist() == [427, 462, 681, 967, 998]
+    assert host_reductions.chosen_places("units", 1000, 5, 3).tolist() == [427, 462, 681, 967, 998]
     sparse = host_reductions.sparse_matrix(400, 300, 0.05, 7)
     assert sparse.nnz == 300 * 20
     assert [sparse.indices[:4].tolist(), np.sign(sparse.data[:4]).tolist()] == [[7, 27, 56, 73], [-1, 1, 1, 1]]

@@ -92,7 +92,7 @@ def test_pooling_in_the_same_pass_is_pooling_after_it(size: tuple[int, int], pad
 def test_strips_leave_no_seam(size: tuple[int, int], channels: int, workers: Workers) -> None:
     image = draw((1, *size, channels), 0)
     operation, weights = one_pass(channels, 64)
-    assert len(operation.strips(*size)) > 1
+    assert len(operation.strips(size)) > 1
     found = Segment([operation], workers)(image).wait()[0]
     difference = np.abs(found - expect(image[0], weights, False, None))
     assert difference.max() < 1e-3 * np.abs(found).max() / 100
@@ -215,7 +215,7 @@ def test_an_interrupted_image_leaves_no_work_behind(workers: Workers) -> None:
     started: list[Strip] = []
 
     class Interrupted(Pass):
-        def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
+        def strips(self, sides: Any, images: int = 1, least: int = 1) -> list[Strip]:
             return [Strip(first, 1) for first in range(50)]
 
         def run(self, workspace: Any, maps: Any, strip: Strip) -> None:

@@ -43,13 +43,9 @@ def _generator(name: str, seed: int) -> np.random.Philox:
     return np.random.Philox(key=[seed, STREAMS[name]])
 
 
-def _smallest(name: str, length: int, count: int, seed: int) -> NDArray[np.int64]:
-    return np.sort(np.argsort(_generator(name, seed).random_raw(length), kind="stable")[:count])
-
-
-def unit_places(length: int, n_components: int, seed: int) -> NDArray[np.int64]:
-    """Return the places of ``units``, (n_components,) int64, ascending: those with the smallest of ``length`` raw integers."""
-    return _smallest("units", length, n_components, seed)
+def chosen_places(name: str, length: int, n_components: int, seed: int) -> NDArray[np.int64]:
+    """Return (n_components,) int64, ascending: the places of the smallest of ``length`` raw integers of a stream."""
+    return np.sort(np.argsort(_generator(name, seed).random_raw(length), kind="stable")[:n_components])
 
 
 def sparse_matrix(length: int, n_components: int, density: float, seed: int) -> scipy.sparse.csr_matrix:
@@ -85,7 +81,11 @@ def gaussian_matrix(length: int, n_components: int, seed: int) -> Array:
 
 
 # Reduction -> what makes its matrix, or the places of its values, of the length of what it takes and its parameters.
-MATRICES: dict[str, Callable[..., Any]] = {"units": unit_places, "srp": sparse_matrix, "gaussian": gaussian_matrix}
+MATRICES: dict[str, Callable[..., Any]] = {
+    "units": partial(chosen_places, "units"),
+    "srp": sparse_matrix,
+    "gaussian": gaussian_matrix,
+}
 
 
 # -- One image at a time -------------------------------------------------------------------------------------------------------
@@ -111,11 +111,6 @@ def scaled_components(transform: Transform, whiten: bool) -> Array:
     return (transform.components / np.sqrt(transform.explained_variance)[:, None]).astype(np.float32)
 
 
-def sample_places(rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Return the rows of a run that a transform is fitted to, ascending: those with the smallest raw integers."""
-    return _smallest("pca", rows, count, seed)
-
-
 def fit_pca(sample: Array, n_components: int) -> Transform:
     """Fit principal components as scikit-learn's ``PCA(svd_solver="full")``, in double precision.
 
@@ -133,12 +128,6 @@ def fit_pca(sample: Array, n_components: int) -> Transform:
     return Transform(mean.astype(np.float32), components.astype(np.float32), singular**2 / (len(sample) - 1))
 
 
-def sum_rows(values: Array) -> Array:
-    """Add up each row of a map from left to right, in single precision: (h, w, c) -> (h, c)."""
-    result: Array = np.add.reduce(values, axis=1, initial=np.float32(0))
-    return result
-
-
 def mean_of_sums(sums: Array, positions: int) -> Array:
     """Return the mean of each channel, (c,), of the sums of a map's rows, (h, c), and its number of positions."""
     mean: Array = (sums.sum(axis=0, dtype=np.float64) / positions).astype(np.float32)
@@ -146,7 +135,8 @@ def mean_of_sums(sums: Array, positions: int) -> Array:
 
 
 def _mean(values: Array) -> Array:
-    return mean_of_sums(sum_rows(values), math.prod(values.shape[:2]))
+    # Each row from left to right in single precision, as the CPU's engine adds them up.
+    return mean_of_sums(np.add.reduce(values, axis=1, initial=np.float32(0)), math.prod(values.shape[:2]))
 
 
 def _maximum(values: Array) -> Array:
@@ -248,16 +238,10 @@ STEPS: dict[str, Callable[..., Array]] = {
 
 def reduce_rows(reducer: Reducer, values: Array, pool: Executor) -> Array:
     """Reduce the activations of n images, (n, h, w, c) or (n, d) -> (n, d), each for itself, by the threads of a pool."""
-    with one_blas_thread():
-        return np.stack([*pool.map(reducer, values)])
+    return np.stack([*pool.map(reducer, values)])
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
     """Have BLAS compute each product in the thread that asks for it, during the block: divided, it would be rounded otherwise."""
-    limit: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    limit: AbstractContextManager[object] = threadpoolctl.threadpool_limits(1, "blas")
     return limit
-
-
-@lru_cache(1)
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()

@@ -77,23 +77,17 @@ def resolve_features(
         for layer in table.resolve([name]):
             chains.setdefault(layer, set()).add(tuple(steps) or default)
     planned = table.plan(sorted(chains, key=lambda layer: layer.network_index), size_px)
-    return _distinct(
-        [_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer])]
-    )
+    found = [_reduced(feature, chain, parameters, rows) for feature in planned for chain in sorted(chains[feature.layer])]
+    return _distinct(found)
 
 
 def reduce_stored(
     wanted: Sequence[tuple[FeatureSpec, Sequence[str]]], parameters: Mapping[str, Mapping[str, Any]], rows: int
 ) -> tuple[FeatureSpec, ...]:
-    """Return the features that chains of reductions make of stored ones, in network order, each once.
-
-    Args:
-        wanted: What is stored, and a chain or none.
-        parameters: As of :func:`resolve_features`.
-        rows: Likewise.
+    """Return the features that chains of reductions make of stored ones, or none does, in network order, each once.
 
     Raises:
-        OptionError: As there; or what is stored was made with other options.
+        OptionError: As of :func:`resolve_features`; or what is stored was made with other options.
     """
     found = {}
     for stored, chain in wanted:
@@ -102,8 +96,8 @@ def reduce_stored(
             for key, value in step.parameters.items():
                 if options.get(key) not in (None, value):
                     raise OptionError(
-                        f"reduction.{step.name}.{key}: not that of the stored {stored.name}, got {options[key]!r}. Expected "
-                        f"{value!r}: one value for all of a run. Set it so."
+                        f"reduction.{step.name}.{key}: not that of the stored {stored.name}, got {options[key]!r}. "
+                        f"Expected {value!r}: one value for all of a run."
                     )
         feature = _reduced(stored, chain, parameters, rows)
         found[feature.layer.network_index, tuple(step.name for step in feature.reductions)] = feature
@@ -113,24 +107,16 @@ def reduce_stored(
 def _distinct(features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
     names = [feature.name for feature in features]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise OptionError(
-            f"layers: the network has a layer of the name of a reduction, got {twice[0]} twice. Expected one of them. Name them "
-            "in runs of their own."
-        )
+        raise OptionError(f"layers: a layer has the name of a reduction, got {twice[0]} twice. Expected one of them in a run.")
     return tuple(features)
 
 
 def require_sample(n_components: int, images: int, which: str) -> None:
-    """Raise the one-line error of a sample that is too small for principal components; ``which`` of its images count.
-
-    Raises:
-        OptionError: It is.
-    """
+    """Refuse a sample that is too small for principal components, by an ``OptionError``; ``which`` of its images count."""
     if images <= n_components:
         raise OptionError(
-            f"reduction.pca.n_components: components are fitted to more images than there are components, got {n_components} and "
-            f"{images} images{which}. Expected more images. Lower it, raise reduction.pca.fit_images, or name another run by "
-            f"reduction.pca.fit."
+            f"reduction.pca.n_components: too many for the sample, got {n_components} and {images} images{which}. Expected more "
+            "images. Lower it, raise reduction.pca.fit_images, or name another run by reduction.pca.fit."
         )
 
 
@@ -152,34 +138,30 @@ def prefixes(features: Sequence[FeatureSpec]) -> dict[str, FeatureSpec]:
 def _reduced(
     feature: FeatureSpec, chain: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], rows: int | None
 ) -> FeatureSpec:
-    word, shape = ":".join([feature.layer.name, *(step.name for step in feature.reductions)]), feature.shape
-    is_map = shape is None or len(shape) > 1
     for name in chain:
+        shape, word = feature.shape, ":".join([feature.layer.name, *(step.name for step in feature.reductions)])
         if name not in TAKES:
             known = nearest(name, [*TAKES])
             raise OptionError(f"layers: there is no such reduction, got {name!r} of {word}. Expected one of: {known}.")
-        is_long = is_map and (shape is None or shape[:2] != (1, 1))
-        refused = ""
-        if (TAKES[name] == MAP and not is_map) or (TAKES[name] == VECTOR and is_long):
-            refused = f"{name} takes a {TAKES[name]} and {word} is {'a map' if is_map else 'a vector'}"
-        elif shape is None and TAKES[name] == ANY and is_map:
+        is_map, refused = shape is None or len(shape) > 1, ""
+        # Those of a classifier have one position.
+        is_vector = shape is not None and (not is_map or shape[:2] == (1, 1))
+        if (TAKES[name] == MAP and not is_map) or (TAKES[name] == VECTOR and not is_vector):
+            refused = f"{name} takes a {TAKES[name]} and {word} is a {MAP if is_map else VECTOR}"
+        elif shape is None and TAKES[name] == ANY:
             refused = f"{name} takes vectors of one length and maps of native size differ"
         elif name == "pca" and name in word.split(":"):
             refused = "pca comes once in a chain"
         if refused:
-            raise OptionError(
-                f"layers: {refused}, got {word}:{name}. Expected e.g. relu5_1:gem:l2: of a map avg, max, catavgmax, gem, rmac, "
-                "grid or gram, of a vector l2, of both units, srp, gaussian or pca. Change the chain."
-            )
-        length = math.prod(shape) if shape else feature.layer.channels
+            raise OptionError(f"layers: {refused}, got {word}:{name}. Expected e.g. relu5_1:gem:l2 or relu5_1:units.")
+        shape = shape or (feature.layer.channels,)
+        length = math.prod(shape)
         reduction = Reduction(name, _with_auto(parameters.get(name, {}), length, rows))
-        word, is_map = f"{word}:{name}", False
-        _check_size(reduction, length, word)
+        _check_size(reduction, length, f"{word}:{name}")
         if rows is not None and "fit_images" in reduction.parameters:
             require_sample(int(reduction.parameters["n_components"]), min(rows, int(reduction.parameters["fit_images"])), "")
-        shape = (output_length(reduction, shape or (feature.layer.channels,)),)
-        feature = replace(feature, reductions=(*feature.reductions, reduction))
-    return replace(feature, shape=shape)
+        feature = replace(feature, shape=(output_length(reduction, shape),), reductions=(*feature.reductions, reduction))
+    return feature
 
 
 def _with_auto(parameters: Mapping[str, Any], length: int, rows: int | None) -> dict[str, Any]:
@@ -218,8 +200,7 @@ def _check_size(reduction: Reduction, length: int, word: str) -> None:
     count = int(of.get("n_components", 0))
     if count > length:
         raise OptionError(
-            f"reduction.{name}.n_components: {word} would get longer, got {count} components of {length} values. "
-            f"Expected at most {length}. Lower it, or leave {name} out."
+            f"reduction.{name}.n_components: {word} would be longer, got {count} components of {length} values. Expected no more."
         )
     size_bytes = {
         "srp": count * nonzeros(length, float(of.get("density", 0))) * 8,
@@ -228,9 +209,8 @@ def _check_size(reduction: Reduction, length: int, word: str) -> None:
     }.get(name, 0)
     if size_bytes > LARGEST_MATRIX_BYTES:
         raise OptionError(
-            f"layers: the matrix of {word} would be too large, got {length} columns, {size_bytes / 2**30:.1f} GiB. "
-            f"Expected at most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.n_components"
-            f"{' and reduction.pca.fit_images' * (name == 'pca')}."
+            f"layers: the matrix of {word} would be too large, got {length} columns, {size_bytes / 2**30:.1f} GiB. Expected at "
+            f"most 1 GiB. Put avg, grid or srp before it, or lower reduction.{name}.*."
         )
 
 
@@ -245,11 +225,11 @@ def prepare(
 
     Args:
         feature: With reductions, or without: then it changes nothing.
-        shape: (h, w, c) of the layer; None at native size.
+        shape: (h, w, c) of the layer, None at native size; or of what the reductions that are done have given.
         make_step: Makes the function of a reduction of so many values: :func:`.host_reductions.on_host` for an image,
             (h, w, c) float32 -> (d,); :func:`.device_reductions.on_device` for a batch in a graph, (n, h, w, c) -> (n, d).
         transforms: Fitted ones, by the name of the feature up to the reduction.
-        done: How many of the reductions have been done already; the shape is then that of what they have given.
+        done: How many of the reductions have been done already.
     """
     steps, shape = [], shape or (feature.layer.channels,)
     for number, reduction in enumerate(feature.reductions[done:], done):

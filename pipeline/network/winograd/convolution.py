@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,8 +48,8 @@ class Maps(NamedTuple):
     Attributes:
         sources: (n, h, w, c).
         outputs: As :meth:`Pass.shapes` says.
-        sums: Layer -> (n, h', c), zero: gets the sums of the rows of what is computed of it, as by
-            :func:`~pipeline.network.host_reductions.sum_rows`. The height is rounded up to a multiple of 4.
+        sums: Layer -> (n, h', c), zero: gets the sums of the rows of what is computed of it, added up from left to right. The
+            height is rounded up to a multiple of 4.
     """
 
     sources: Array
@@ -147,11 +147,16 @@ class Pass:
             found[self.pooling.layer] = *sides, channels
         return found
 
-    def strips(self, height: int, width: int, images: int = 1, least: int = 1) -> list[Strip]:
-        """Cut maps, of which so many are computed together, into nearly equal strips of as many tiles as the cache takes.
+    def output_shape(self, maps: Array) -> tuple[int, int, int]:
+        """Return the (h, w, c) of what is computed of maps, (n, h, w, c)."""
+        return [*self.shapes(*maps.shape[1:]).values()][-1]
+
+    def strips(self, sides: Sequence[int], images: int = 1, least: int = 1) -> list[Strip]:
+        """Cut maps of this height and width, so many computed together, into nearly equal strips that the cache takes.
 
         There is a multiple of ``least`` of them, if the maps have the rows.
         """
+        height, width = sides
         tiles = SMALLEST_STRIP_TILES
         if self.winograd:
             tiles = max(tiles, STRIP_SIZE // (self.winograd.kernel.shape[2] + len(self.winograd.bias))) // images

@@ -160,24 +160,32 @@ class Segment:
         own_bytes = 2 * max(map(math.prod, shapes[1:-1]), default=0) * FLOAT_BYTES * workers.count
         try:
             if count < workers.count or own_bytes > SIDE_BY_SIDE_BYTES:
-                return Pending(self._strip_by_strip(given.wait(), shapes, sums, finish))
+                outputs = self._strip_by_strip(given.wait(), sums)
+                for row, values in enumerate(outputs):
+                    finish(row, values)
+                return Pending(outputs)
             maps = Maps(given.values, workers.memory.take(count, *shapes[-1]), sums)
         except MemoryError as error:
             raise _out_of_memory((count, *shapes[-1])) from error
+
+        def compute(group: slice, before: Future[None] | None) -> None:
+            if before is not None:
+                before.result()
+            self._run_group(maps.of(group), shapes)
+            for row, values in enumerate(maps.outputs[group], group.start):
+                finish(row, values)
+
         groups: Sequence[tuple[slice, Future[None] | None]] = given.groups
         groups = groups or [(group, None) for group in _groups(count, workers.count)]
-        futures = [(group, workers.pool.submit(self._run_group, before, maps, shapes, group, finish)) for group, before in groups]
-        return Pending(maps.outputs, futures)
+        return Pending(maps.outputs, [(group, workers.pool.submit(compute, group, before)) for group, before in groups])
 
-    def _strip_by_strip(
-        self, images: Array, shapes: Sequence[Sequence[int]], sums: Mapping[str, Array], finish: Callable[[int, Array], None]
-    ) -> Array:
+    def _strip_by_strip(self, images: Array, sums: Mapping[str, Array]) -> Array:
         """Compute all images, all threads at one pass over one image."""
         workers = self.workers
-        for one, (height, width, _), shape in zip(self.passes, shapes[:-1], shapes[1:], strict=True):
-            maps = Maps(images, workers.memory.take(len(images), *shape), sums)
+        for one in self.passes:
+            maps = Maps(images, workers.memory.take(len(images), *one.output_shape(images)), sums)
             for image in range(len(images)):
-                step, strips = maps.of(slice(image, image + 1)), iter(one.strips(height, width, least=workers.count))
+                step, strips = maps.of(slice(image, image + 1)), iter(one.strips(images.shape[1:3], least=workers.count))
 
                 def work(one: Pass = one, step: Maps = step, strips: Iterator[Strip] = strips) -> None:
                     for strip in strips:
@@ -191,25 +199,12 @@ class Segment:
                     deque(strips, 0)
                     raise
             images = maps.outputs
-        for row, values in enumerate(images):
-            finish(row, values)
         return images
 
-    def _run_group(
-        self,
-        before: Future[None] | None,
-        batch: Maps,
-        shapes: Sequence[Sequence[int]],
-        group: slice,
-        finish: Callable[[int, Array], None],
-    ) -> None:
+    def _run_group(self, maps: Maps, shapes: Sequence[Sequence[int]]) -> None:
         """Compute some images in this thread: large maps one by one, small ones together."""
-        if before is not None:
-            before.result()
-        maps = batch.of(group)
         images, passes = len(maps.sources), self.passes
-        inputs = zip(passes, shapes[:-1], strict=True)
-        alone = [len(one.strips(height, width, images)) > 1 for one, (height, width, _) in inputs]
+        alone = [len(one.strips(shape[:2], images)) > 1 for one, shape in zip(passes, shapes[:-1], strict=True)]
         split = [*alone, False].index(False)
         between = maps.sources
         if split:
@@ -218,19 +213,16 @@ class Segment:
             for image in range(images):
                 self._run(passes[:split], maps._replace(outputs=between).of(slice(image, image + 1)))
         self._run(passes[split:], maps._replace(sources=between))
-        for row, output in enumerate(maps.outputs, group.start):
-            finish(row, output)
 
     def _run(self, passes: Sequence[Pass], maps: Maps) -> None:
         workspace, sources = self.workers.workspace, maps.sources
         for index, one in enumerate(passes, start=1):
-            images, height, width, channels = sources.shape
             outputs = maps.outputs
             if index < len(passes):
                 # The maps before and after a pass, in turns.
-                outputs = workspace.take(f"map {index % 2}", images, *[*one.shapes(height, width, channels).values()][-1])
+                outputs = workspace.take(f"map {index % 2}", len(sources), *one.output_shape(sources))
             step = Maps(sources, outputs, maps.sums)
-            for strip in one.strips(height, width, images):
+            for strip in one.strips(sources.shape[1:3], len(sources)):
                 one.run(workspace, step, strip)
             sources = outputs
 
