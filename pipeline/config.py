@@ -493,7 +493,6 @@ class ExportOptions(IndexOptions):
     layers: tuple[str, ...] = option("all", _STORED_RULE, _layers)
     failed: str = choice("drop", "drop", "nan")
     file: Path | None = option(None, "a path on this machine", _local, **_TEXT)
-    existing: str = choice("fail", "fail", "replace")
 
 
 def _image(value: Any) -> int | str:

@@ -7,6 +7,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 # Of a block of rows: a chunk of Zarr, a row group of Parquet.
 BLOCK_BYTES = 16 << 20
 TABLE = "images.csv"
-# A folder without this is of something else, and not replaced.
-MARKS = {"npy": TABLE, "zarr": "zarr.json"}
-# Format -> the end of the usual name; what has to be installed, and from which version on.
-ENDS = {"npy": "-npy", "parquet": ".parquet", "zarr": ".zarr"}
-PACKAGES = {"parquet": ("pyarrow", 17), "zarr": ("zarr", 3)}
 
 Table: TypeAlias = Mapping[str, NDArray[Any]]
 Rows: TypeAlias = NDArray[np.int64]
@@ -39,7 +35,7 @@ def export(options: ExportOptions) -> None:
 
     Raises:
         OptionError: A layer is not stored, or not such as the format holds; a package is missing.
-        StoreError: The run cannot be read, or nothing is left of it.
+        StoreError: The run cannot be read, or nothing is left of it; there is a file or folder of the target's name.
         OSError: The target cannot be written.
     """
     from .formatting import counted
@@ -47,8 +43,8 @@ def export(options: ExportOptions) -> None:
     from .store.reader import beside, choose_layers, open_run
 
     signals.raise_in_main_thread()
-    if options.format in PACKAGES:
-        _require(options.format, *PACKAGES[options.format])
+    write, end, package, least_version = FORMATS[options.format]
+    _require(options.format, package, least_version)
     with open_run(options.run) as run:
         layers = [run[name] for name in choose_layers(run.layers, options.layers)]
         for layer in layers:
@@ -58,22 +54,20 @@ def export(options: ExportOptions) -> None:
             raise StoreError(f"{run.path}: all {len(run)} images failed, got none to write. Expected one. Use failed=nan.")
         table = {name: column[rows] for name, column in run.images.items()}
         folder, name = beside(run.path)
-        target = options.file or folder / f"{name}{ENDS[options.format]}"
-        if target.exists() and options.existing == "fail":
-            raise StoreError(f"{target}: it exists, got existing=fail. Expected nothing there. Use existing=replace or file=...")
-        mark = MARKS.get(options.format)
-        if target.exists() and not ((target / mark).exists() if mark else target.is_file()):
-            raise StoreError(f"{target}: it is no export, got something else. Expected {options.format}. Use another file=...")
+        target = options.file or folder / f"{name}{end}"
+        if target.exists():
+            raise StoreError(
+                f"{target}: it exists, got another file or folder. Expected none. Remove it, or name another file=..."
+            )
         with replacing(target) as partial:
-            WRITERS[options.format](partial, run, layers, rows, table)
+            write(partial, run, layers, rows, table)
     print(f"written: {target} ({counted(len(rows), 'row')} of {', '.join(layer.name for layer in layers)})", flush=True)
 
 
 def _require(format: str, package: str, least: int) -> None:
-    try:
+    found = "none"
+    with suppress(ImportError):
         found = importlib.import_module(package).__version__
-    except ImportError:
-        found = "none"
     if found == "none" or int(found.split(".")[0]) < least:
         raise OptionError(
             f"format: {format} needs the package {package}, got {found}. Expected version {least} or newer. "
@@ -83,14 +77,12 @@ def _require(format: str, package: str, least: int) -> None:
 
 def _refuse(layer: Layer, options: ExportOptions) -> None:
     """Refuse a layer that the format cannot hold."""
-    shape, problem = layer.row_shape, ""
-    if shape is None:
-        problem = f"{options.format} holds arrays of one shape, got {layer.name} of native size. Expected maps of one size"
-    elif options.format == "parquet" and math.prod(shape[:-1]) > 1:  # fc6 is (1, 1, c)
-        problem = f"parquet holds vectors, got {layer.name} with maps of {' x '.join(map(str, shape))}. Expected format=zarr"
-    if problem:
+    shape, expected = layer.row_shape, "vectors" if options.format == "parquet" else "one size, or vectors"
+    # The shape of fc6 is (1, 1, c).
+    if shape is None or (options.format == "parquet" and math.prod(shape[:-1]) > 1):
+        got = "maps of native size" if shape is None else f"maps of {' x '.join(map(str, shape))}"
         reduce = f"python -m pipeline.reduce run={options.run} layers=[{layer.name}:avg]"
-        raise OptionError(f"layers: {problem}, or vectors. Reduce first: {reduce}")
+        raise OptionError(f"layers: {options.format} cannot hold {layer.name}, got {got}. Expected {expected}. First {reduce}")
 
 
 def _block_rows(layers: Sequence[Layer]) -> int:
@@ -99,11 +91,10 @@ def _block_rows(layers: Sequence[Layer]) -> int:
 
 def _blocks(run: Run, layers: Sequence[Layer], rows: Rows) -> Iterator[tuple[slice, dict[str, NDArray[Any]]]]:
     """Yield block after block: which of the rows, and layer -> values."""
-    first = 0
-    for values, _ in run.batches([layer.name for layer in layers], _block_rows(layers), where=rows, failed=True):
-        count = len(values[layers[0].name])
-        yield slice(first, first + count), values
-        first += count
+    step = _block_rows(layers)
+    batches = run.batches([layer.name for layer in layers], step, where=rows, failed=True)
+    for first, (values, _) in zip(range(0, len(rows), step), batches, strict=True):
+        yield slice(first, first + step), values
 
 
 def _write_npy(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table: Table) -> None:
@@ -168,7 +159,12 @@ def _write_zarr(path: Path, run: Run, layers: Sequence[Layer], rows: Rows, table
             array[where] = of_layers[layer.name]
 
 
-WRITERS: dict[str, Callable[..., None]] = {"npy": _write_npy, "parquet": _write_parquet, "zarr": _write_zarr}
+# Format -> what writes it, the end of the usual name, the package that it needs, and from which version on.
+FORMATS: dict[str, tuple[Callable[..., None], str, str, int]] = {
+    "npy": (_write_npy, "-npy", "numpy", 2),
+    "parquet": (_write_parquet, ".parquet", "pyarrow", 17),
+    "zarr": (_write_zarr, ".zarr", "zarr", 3),
+}
 
 
 def main() -> None:

@@ -84,30 +84,23 @@ def test_every_format_gives_back_rows_and_table(
     assert not [*tmp_path.glob("*.partial")]
 
 
-def test_what_is_there_stays_unless_it_is_an_export_to_be_replaced(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/letter").write_text("dear")
-    arguments = [f"run={folder}", "layers=fc7"]
-    said = [
-        export(*arguments, f"file={tmp_path / 'mine'}", f"existing={how}", cwd=tmp_path).stderr for how in ("fail", "replace")
-    ]
-    assert "it exists, got existing=fail" in said[0]
-    assert "it is no export" in said[1]
-    assert (tmp_path / "mine/letter").exists()
-    for how, code in (("fail", 0), ("fail", 1), ("replace", 0)):
-        assert export(*arguments, "file=new", f"existing={how}", cwd=tmp_path).returncode == code
-    # Beside the run unless it is said.
-    assert export(*arguments, cwd=folder.parent.parent).stdout.startswith(
-        f"written: {folder.parent.name}/run-npy (8 rows of fc7)"
-    )
-    shard = f"run={folder}/shards/shard-00001-of-00003.h5"
-    assert export(shard, "layers=fc7", cwd=folder.parent).stdout == "written: run-shard-00001-of-00003-npy (4 rows of fc7)\n"
+def test_what_is_there_stays_and_an_export_lies_beside_its_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("dear")
+    said = export(f"run={folder}", "layers=fc7", "file=mine", cwd=tmp_path)
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1)
+    assert said.stderr.startswith("error: mine: it exists, got another file or folder. Expected none. Remove it, or name another")
+    assert (tmp_path / "mine").read_text() == "dear"
+    for run, written in (
+        (folder, "run-npy (8 rows of fc7)"),
+        (folder / "shards/shard-00001-of-00003.h5", "run-shard-00001-of-00003-npy (4 rows of fc7)"),
+    ):
+        assert export(f"run={run}", "layers=fc7", cwd=folder.parent).stdout == f"written: {written}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["format=parquet"], "parquet holds vectors, got conv1_1 with maps of 5 x 4 x 3. Expected format=zarr, or vectors."),
+        (["format=parquet"], "layers: parquet cannot hold conv1_1, got maps of 5 x 4 x 3. Expected vectors."),
         (["layers=relu9_9"], "layers: not stored in this run, got 'relu9_9'"),
     ],
 )
@@ -123,7 +116,7 @@ def test_native_size_and_missing_packages_are_one_line(tmp_path: Path, monkeypat
     for format in ("npy", "zarr", "parquet"):
         ended = export(f"run={native}", f"format={format}", cwd=tmp_path)
         assert ended.returncode == 2
-        assert f"layers: {format} holds arrays of one shape, got relu4_1 of native size" in ended.stderr
+        assert f"layers: {format} cannot hold relu4_1, got maps of native size" in ended.stderr
         assert f"python -m pipeline.reduce run={native} layers=[relu4_1:avg]" in ended.stderr
     monkeypatch.setitem(sys.modules, "zarr", None)
     ended = export(f"run={native}", "format=zarr", cwd=tmp_path)

@@ -95,7 +95,7 @@ def publish(path: Path, partial: Path | None = None) -> str:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give the name under which a file or folder that somebody has asked for is made; it takes the place of what is there."""
+    """Give the name under which a file or folder that somebody has asked for is made; a file takes the place of what is there."""
     partial = partial_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_tree(partial)
@@ -103,8 +103,6 @@ def replacing(target: Path) -> Iterator[Path]:
         yield partial
         for path in (partial, *partial.rglob("*")):
             sync(path)
-        if partial.is_dir():
-            _remove_tree(target)
         partial.replace(target)
         sync(target.parent)
     finally:
