@@ -58,7 +58,8 @@ class Stages:
     """What the loop is handed."""
 
     device: Device
-    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader]  # the rows with these indices, in batches
+    # The rows with these indices, in batches.
+    load: Callable[[Manifest, NDArray[np.int64]], ImageLoader | Generator[Batch, None, None]]
     compute: Callable[[Batch], Iterable[FeatureBatch]]  # of its good images, one layer after the other, when asked for
     threads: int  # that encode
     attributes: Mapping[str, str]  # what a file says of the device that it was made on
@@ -285,20 +286,21 @@ def say_device(device: Device, options: Options) -> None:
         )
 
 
+def make_parts(run_folder: RunFolder, stages: Stages, progress: Progress, watch: Stopwatch) -> Made:
+    """Make the missing shards of a run, those of one part after the other; tell the progress, and return what was made."""
+    made = Made(stages.device.kind)
+    for part, missing in run_folder.parts():
+        made.add(make_shards(run_folder.path, part, missing, stages, run_folder.digests(), watch, progress.count))
+    return made
+
+
 @contextmanager
 def open_local(options: Options, weights: AnyWeights, run_folder: RunFolder) -> Iterator[Engine]:
-    """Make the stages, and yield what makes the missing shards in this process, those of one part after the other.
+    """Make the stages, and yield what makes the missing shards in this process.
 
     Raises:
         OptionError: The device asked for is not there.
     """
     with leaving_at_once():
         stages = make_stages(options, run_folder.spec, weights)
-
-    def make(progress: Progress, watch: Stopwatch) -> Made:
-        made = Made(stages.device.kind)
-        for part, missing in run_folder.parts():
-            made.add(make_shards(run_folder.path, part, missing, stages, run_folder.digests(), watch, progress.count))
-        return made
-
-    yield make
+    yield partial(make_parts, run_folder, stages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -14,19 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cli, signals
-from .errors import NetworkError, OptionError, StoreError
-from .records import OK, FeatureBatch, ImageStatus
+from .errors import OptionError, StoreError
+from .records import Batch, FeatureBatch, ImageStatus
 
 if TYPE_CHECKING:
     from .config import ReduceOptions
+    from .extract import Stages
     from .network.host_reductions import Reducer
-    from .progress import Made, Progress, Stopwatch
-    from .records import FeatureSpec, RunSpec, Transform
+    from .progress import Stopwatch
+    from .records import FeatureSpec, Manifest, RunSpec, Transform
     from .store.reader import Run
     from .store.run_folder import RunFolder
-
-    # What is read -> the features that are made of it, and how; None: as it is.
-    Reducers = Mapping[str, Sequence[tuple[str, Reducer | None]]]
 
 # Activations of a layer that are read at once.
 BLOCK_BYTES = 256 << 20
@@ -40,6 +38,7 @@ def reduce_run(options: ReduceOptions) -> None:
         OptionError: A layer is not stored; reductions do not fit together.
         PipelineError: The run cannot be read, or the new one not written; finished shards are kept.
     """
+    from .extract import make_parts
     from .job import finish_run, make_missing, say_plan
     from .pca import with_transforms
     from .plan import plan_reduced_run
@@ -63,23 +62,32 @@ def reduce_run(options: ReduceOptions) -> None:
         stored = {feature.name: feature for feature in spec.features}
         planned = plan_reduced_run(spec, options, [(stored[name], chain) for name, chain in wanted])
         target = stack.enter_context(open_folder(options.folder, planned, options.output.existing))
-        source = _Source(run, _find_rows(spec, target), [stored[name] for name in dict.fromkeys(name for name, _ in wanted)])
+        rows, bases = _find_rows(spec, target), [stored[name] for name in dict.fromkeys(name for name, _ in wanted)]
         # Of shards made before, images may have been mended or changed since.
-        sha256, again = run.images["sha256"][source.rows], []
+        sha256, again = run.images["sha256"][rows], []
         for shard in target.finished:
             with open_run(target.path / format.shard_path(shard.file_name)) as found:
                 if (found.images["sha256"] != sha256[shard.first : shard.stop]).any():
                     again.append(shard)
         target.make_again(again)
         say_plan(target)
-        with with_transforms(options.reduction, target, source.sample):
+
+        def take_sample(features: Sequence[FeatureSpec], places: NDArray[np.int64]) -> Iterator[FeatureBatch]:
+            sampling = _make_stages(run, rows, bases, features, {}, Stopwatch())
+            return (one for batch in sampling.load(spec.manifest, places) for one in sampling.compute(batch))
+
+        with with_transforms(options.reduction, target, take_sample):
             target.prepare()
         stack.enter_context(log_to_file(target.path / format.LOG_NAME, kept_lines))
         stack.enter_context(signals.clearing(target.drop_partial_files))
-        try:
-            made = make_missing(target, partial(source.make_shards, target) if target.missing else None, 0, watch)
-        except NetworkError as error:
-            raise NetworkError(f"{str(error).partition(' Use ')[0]} Extract it with output.dtype=float32.") from error
+        engine = None
+        if target.missing:
+            stages = _make_stages(run, rows, bases, target.spec.features, target.spec.transforms, watch)
+            # By this time it is told which images have changed since they were read: no later than the features were made.
+            shards = [run.path.parent / format.shard_path(shard.file_name) for shard in run.shards]
+            created = min(str(open_run(path).attributes["created"]) for path in shards)
+            engine = partial(make_parts, target, replace(stages, attributes={"created": created}))
+        made = make_missing(target, engine, 0, watch)
         finish_run(target.path, target.spec, made, watch)
 
 
@@ -127,83 +135,57 @@ def _find_rows(spec: RunSpec, target: RunFolder) -> NDArray[np.int64]:
     return np.array([rows[key] for key in keys], np.int64)
 
 
-class _Source:
-    """The run that is reduced: ``rows`` of it for each row of the new one, and ``bases``, what of it is read."""
+def _make_stages(
+    run: Run,
+    rows: NDArray[np.int64],
+    bases: Sequence[FeatureSpec],
+    features: Sequence[FeatureSpec],
+    transforms: Mapping[str, Transform],
+    watch: Stopwatch,
+) -> Stages:
+    """Return the stages that make features of what a run stores.
 
-    def __init__(self, run: Run, rows: NDArray[np.int64], bases: Sequence[FeatureSpec]) -> None:
-        self.run, self.rows, self.bases = run, rows, bases
+    Args:
+        run: That is reduced.
+        rows: (N,) of it, for each row of the new one.
+        bases: What of it may be read.
+        features: To be made, each of one of these.
+        transforms: As of :func:`.reductions.prepare`.
+        watch: Counts what is read and reduced as ``reduce``.
+    """
+    from .extract import Stages
+    from .machine import usable_cores
+    from .network.host_reductions import on_host, one_blas_thread, reduce_rows
+    from .network.reductions import prepare
+    from .records import Device
 
-    def make_shards(self, target: RunFolder, progress: Progress, watch: Stopwatch) -> Made:
-        """Make the missing shards: an engine, see :mod:`pipeline.extract`."""
-        from .machine import usable_cores
-        from .progress import Made
-        from .store import format
-        from .store.reader import open_run
-        from .store.writer import Writer
+    reducers: dict[str, list[tuple[str, Reducer]]] = {}
+    for feature in features:
+        # Of what is stored of its layer with the most of its reductions.
+        of_layer = [base for base in bases if base.layer.name == feature.layer.name]
+        fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
+        base = max(fitting, key=lambda base: len(base.reductions))
+        reducer = prepare(feature, base.shape, on_host, transforms, done=len(base.reductions))
+        reducers.setdefault(base.name, []).append((feature.name, reducer))
+    shapes = [run[base].row_shape for base in reducers]
+    # At native size each image for itself.
+    step = 1 if None in shapes else max(1, BLOCK_BYTES // (4 * max(math.prod(shape or ()) for shape in shapes)))
+    columns = [run.images[name][rows] for name in ("error", "height", "width", "bytes", "sha256")]
 
-        columns = [self.run.images[name][self.rows] for name in ("error", "height", "width", "bytes", "sha256")]
-        # By this time it is told which images have changed since they were read: no later than the features were made.
-        shards = [self.run.path.parent / format.shard_path(shard.file_name) for shard in self.run.shards]
-        created = min(str(open_run(path).attributes["created"]) for path in shards)
-        reducers = self._prepare(target.spec.features, target.spec.transforms)
-        made = Made("cpu")
-        for part, missing in target.parts():
-            part = replace(part, attributes={**part.attributes, "created": created})
-            writer = Writer(target.path, part, missing, usable_cores(), digests=target.digests())
-            try:
-                for shard in missing:
-                    rows = np.arange(shard.first, shard.stop)
-                    told = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
-                    statuses = [ImageStatus(*of_image) for of_image in told]
-                    with watch.stage("store"):
-                        writer.put_statuses(statuses)
-                    rows = rows[[not status.error for status in statuses]]
-                    for batch in watch.over(self._reduced(rows, reducers), "reduce"):
-                        with watch.stage("store"):
-                            writer.put_features(batch)
-                    progress.count(statuses)
-                with watch.stage("finish"):
-                    writer.close()
-            except BaseException:
-                writer.abort()
-                raise
-            made.add(writer)
-        return made
+    def load(_: Manifest, wanted: NDArray[np.int64]) -> Generator[Batch, None, None]:
+        for block in np.split(wanted, range(step, len(wanted), step)):
+            told = zip(block.tolist(), *(column[block].tolist() for column in columns), strict=True)
+            yield Batch(tuple(ImageStatus(*of_image) for of_image in told), np.zeros(0), np.zeros(0, np.int32))
 
-    def sample(self, features: Sequence[FeatureSpec], rows: NDArray[np.int64]) -> Iterator[FeatureBatch]:
-        """Yield features of some images; see :data:`pipeline.pca.TakeSample`."""
-        rows = rows[self.run.images["status"][self.rows[rows]] == OK]
-        return self._reduced(rows, self._prepare(features, {}))
-
-    def _prepare(self, features: Sequence[FeatureSpec], transforms: Mapping[str, Transform]) -> Reducers:
-        from .network.host_reductions import on_host
-        from .network.reductions import prepare
-
-        found: dict[str, list[tuple[str, Reducer | None]]] = {}
-        for feature in features:
-            # Of what is stored of its layer with the most of its reductions.
-            of_layer = [base for base in self.bases if base.layer.name == feature.layer.name]
-            fitting = [base for base in of_layer if base.reductions == feature.reductions[: len(base.reductions)]]
-            base = max(fitting, key=lambda base: len(base.reductions))
-            done = len(base.reductions)
-            reducer = prepare(feature, base.shape, on_host, transforms, done) if done < len(feature.reductions) else None
-            found.setdefault(base.name, []).append((feature.name, reducer))
-        return found
-
-    def _reduced(self, rows: NDArray[np.int64], reducers: Reducers) -> Iterator[FeatureBatch]:
-        """Yield the features of rows that are ok, some rows of a layer at a time; at native size each image for itself."""
-        from .machine import usable_cores
-        from .network.host_reductions import one_blas_thread, reduce_rows
-
+    def reduced(batch: Batch) -> Iterator[FeatureBatch]:
+        indices = batch.indices[batch.good]
         with ThreadPoolExecutor(usable_cores(), "reduce") as pool, one_blas_thread():
-            for base, wanted in reducers.items():
-                layer = self.run[base]
-                step = max(1, BLOCK_BYTES // (math.prod(layer.row_shape) * 4)) if layer.row_shape else 1
-                for first in range(0, len(rows), step):
-                    block = rows[first : first + step]
-                    stored = np.asarray(layer.read(self.rows[block]), np.float32)
-                    for name, reducer in wanted:
-                        yield FeatureBatch(name, block, reduce_rows(reducer, stored, pool) if reducer else stored)
+            for base, wanted in reducers.items() if len(indices) else ():
+                stored = np.asarray(run[base].read(rows[indices]), np.float32)
+                for name, reducer in wanted:
+                    yield FeatureBatch(name, indices, reduce_rows(reducer, stored, pool))
+
+    return Stages(Device("", "cpu", step), load, lambda batch: watch.over(reduced(batch), "reduce"), usable_cores(), {})
 
 
 def main() -> None:

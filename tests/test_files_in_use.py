@@ -19,10 +19,10 @@ import pytest
 from pipeline import open_run
 from pipeline.errors import StoreError
 from pipeline.index import index_run
+from pipeline.show import overview
 from pipeline.store import tables
 from pipeline.store.damage import NO_LOCKS, DamagedError, UnreadableError, damaged, system_errno
 from pipeline.store.run_folder import open_folder
-from pipeline.store.run_summary import summarise_run
 from pipeline.store.verification import check_in_child
 from pipeline.verify import verify
 
@@ -78,7 +78,7 @@ ACTIONS: dict[str, Callable[[Path], Any]] = {
     "resume": lambda folder: resume(folder, "resume"),
     "extend": lambda folder: resume(folder, "extend", rows=33),
     "replace": lambda folder: resume(folder, "replace"),
-    "show": summarise_run,
+    "show": overview,
     "read": lambda folder: open_run(folder)["relu4_1"][0:8],
 }
 

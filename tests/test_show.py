@@ -17,7 +17,6 @@ from pipeline.formatting import words_for_bytes
 from pipeline.records import RunSpec
 from pipeline.show import as_text, overview
 from pipeline.store.reader import open_run
-from pipeline.store.run_summary import summarise_run
 
 from .damage import chunk_place, flip
 from .pages import make_report
@@ -157,18 +156,18 @@ def test_an_extended_run_has_parts_and_a_stopped_extension_says_so(tmp_path: Pat
     for name, is_stopped in (("whole", False), ("stopped", True)):
         write_run(tmp_path / name, spec_with_options(6))
         write_run(tmp_path / name, spec_with_options(11), failed=[7], existing="extend", index=not is_stopped)
-    held = summarise_run(tmp_path / "whole")
+    held = overview(tmp_path / "whole")
     assert (held["state"], held["rows"], held["parts"], held["shards"]) == ("finished", 11, [6, 5], 4)
-    assert held["errors"] == ["truncated after 17 bytes"]
+    assert held["causes"] == {"truncated after 17 bytes": 1}
     assert "shards     4 of 4, 4 rows each, 2 parts: 6 + 5 rows" in text_of(tmp_path / "whole")
     (tmp_path / "stopped/shards/shard-part001-00001-of-00002.h5").unlink()
-    held = summarise_run(tmp_path / "stopped")
+    held = overview(tmp_path / "stopped")
     assert (held["state"], held["rows"], held["rows_finished"], held["parts"]) == ("an extension is not finished", 11, 10, [6, 5])
-    assert held["errors"] == ["truncated after 17 bytes"]
+    assert held["causes"] == {"truncated after 17 bytes": 1}
     # The list of another run's extension does not belong to this one.
     write_run(tmp_path / "other", spec_with_options(7))
     shutil.copy(tmp_path / "whole/manifest-part001.jsonl.gz", tmp_path / "other")
-    assert summarise_run(tmp_path / "other")["parts"] == [7]
+    assert overview(tmp_path / "other")["parts"] == [7]
 
 
 def test_a_shard_stands_for_its_run(folder: Path) -> None:
@@ -180,7 +179,7 @@ def test_native_size_has_no_shape_and_all_its_bytes(tmp_path: Path) -> None:
     shapes = {"relu4_1": None, "relu4_1.avg": (5,)}
     spec = make_spec(3, shapes, images_per_shard=2, identity={"network": "vgg19", "data.size": "native"})
     write_run(tmp_path, spec, failed=[2], values=make_values(spec, sizes))
-    layer, vector = summarise_run(tmp_path)["layers"]
+    layer, vector = overview(tmp_path)["layers"]
     assert (layer["shape"], layer["bytes_raw"]) == (None, None)
     assert (vector["shape"], vector["bytes_raw"]) == ([5], 2 * 5 * 4)
     assert "relu4_1      native, 3 channels  float32     -" in text_of(tmp_path)
@@ -192,12 +191,12 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:3000])
     (copy / "features.h5").write_bytes(b"")
     assert f"damaged    features.h5, {SHARD}; say python -m pipeline.verify" in text_of(copy)
-    held = summarise_run(copy)
+    held = overview(copy)
     assert (held["rows"], held["state"]) == (10, "not finished")
     # No feature is read, so one that is damaged is none of its business.
     whole = copy / "shards/shard-00000-of-00003.h5"
     flip(whole, chunk_place(whole, "relu4_1", 0))
-    assert summarise_run(copy)["rows"] == 10
+    assert overview(copy)["rows"] == 10
 
 
 def test_a_torn_manifest_is_one_line_and_a_torn_report_is_as_if_it_were_not_there(copy: Path) -> None:
@@ -206,7 +205,7 @@ def test_a_torn_manifest_is_one_line_and_a_torn_report_is_as_if_it_were_not_ther
     path = copy / "manifest.jsonl.gz"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(StoreError, match=r"manifest\.jsonl\.gz: the manifest is damaged, got .*\. Expected "):
-        summarise_run(copy)
+        overview(copy)
 
 
 def test_a_name_cannot_command_the_terminal_and_a_folder_that_was_moved_is_shown_where_it_is(copy: Path) -> None:
@@ -225,4 +224,4 @@ def test_what_is_no_run_is_one_line(folder: Path, tmp_path: Path) -> None:
         "Check the path.\n"
     )
     with pytest.raises(StoreError, match=r"not a run, got no features\.h5"):
-        summarise_run(tmp_path)
+        overview(tmp_path)

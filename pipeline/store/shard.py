@@ -228,8 +228,8 @@ def _value_error(
     """Return the one line for a row with a value that cannot be stored."""
     return NetworkError(
         f"{spec.manifest.keys[index]}: layer {layer} has a value that {spec.dtype} cannot hold, got "
-        f"{values[~np.isfinite(stored)][0]:g}. Expected finite numbers, of float16 from -65504 to 65504. Use "
-        "output.dtype=float32 or output.overflow=row for a larger one, else check network.weights and the image."
+        f"{values[~np.isfinite(stored)][0]:g}. Expected finite numbers, of float16 from -65504 to 65504. Extract "
+        "with output.dtype=float32 or output.overflow=row for a larger one, else check network.weights and the image."
     )
 
 
