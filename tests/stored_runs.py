@@ -71,9 +71,7 @@ def make_statuses(spec: RunSpec, failed: Sequence[int] = ()) -> list[ImageStatus
 def make_values(spec: RunSpec, native: Mapping[int, tuple[int, int]] | None = None) -> dict[str, list[NDArray[np.float32]]]:
     """Gives sparse activations that depend on layer and key alone, as a network's do: layer -> row -> (h, w, c).
 
-    Args:
-        spec: The run.
-        native: Row -> map size, where shapes are None; others are small.
+    ``native``: row -> map size, where shapes are None; others are small.
     """
     values: dict[str, list[NDArray[np.float32]]] = {}
     for feature in spec.features:
@@ -92,22 +90,16 @@ def put_rows(
     values: Mapping[str, list[NDArray[np.float32]]],
     statuses: Sequence[ImageStatus],
     batch_size: int = 3,
-    statuses_first: bool = True,
 ) -> None:
     """Puts these rows as the loop does: in order, in batches, failed ones without features."""
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        if statuses_first:
-            writer.put_statuses([statuses[row] for row in batch])
+        writer.put_statuses([statuses[row] for row in batch])
         ok = [row for row in batch if not statuses[row].error]
         for layer, of_layer in values.items():
-            if len({of_layer[row].shape for row in ok}) == 1:
-                writer.put_features(FeatureBatch(layer, np.array(ok, np.int64), np.stack([of_layer[row] for row in ok])))
-            else:
-                for row in ok:
-                    writer.put_features(FeatureBatch(layer, np.array([row], np.int64), of_layer[row][None]))
-        if not statuses_first:
-            writer.put_statuses([statuses[row] for row in batch])
+            is_even = len({of_layer[row].shape for row in ok}) == 1
+            for some in [ok] if is_even else [[row] for row in ok]:
+                writer.put_features(FeatureBatch(layer, np.array(some, np.int64), np.stack([of_layer[row] for row in some])))
 
 
 def make_missing(

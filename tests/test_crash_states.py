@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -289,6 +290,10 @@ class Trials:
         for name, content in tree.items():
             is_other = name.endswith((".partial", ".log")) or ".lock" in name or "SHA256SUMS" in name
             assert is_other or content is None or content in renamed.get(name, ()), f"{where}: {name} is not whole"
+            if name.endswith("/features.h5") and content != self._begun.get(name):
+                with h5py.File(io.BytesIO(content or b"")) as index:
+                    shards = {source.file_name for source in index["features/relu5_1.avg"].virtual_sources()}
+                assert {name.replace("features.h5", shard) for shard in shards} <= tree.keys(), f"{where}: the index lacks shards"
         untrue = {line for line, (_, is_true) in lines_of(tree).items() if not is_true}
         assert untrue <= self._untrue, f"{where}: lines that are not true: {untrue}"
 

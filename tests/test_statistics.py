@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from dataclasses import astuple
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.store import format
-from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
-from pipeline.store.run_folder import open_folder
 from pipeline.store.statistics import (
     BINS,
     BLOCK_VALUES,
@@ -31,9 +29,8 @@ from pipeline.store.statistics import (
     Tally,
     join_statistics,
 )
-from pipeline.store.writer import Writer
 
-from .stored_runs import make_spec, make_statuses, make_values, put_rows, write_run
+from .stored_runs import make_spec, make_values, write_run
 
 
 def bin_edges(place: int) -> tuple[float, float]:
@@ -126,6 +123,11 @@ def test_one_pass_finds_what_a_slow_oracle_finds(pixels: int, channels: int, see
         values = bits.view(np.float32)
         values.reshape(-1)[: len(ODD)] = ODD.view(np.float32)[: values.size]
     assert_equal(statistics_of([values]), oracle([values]))
+    vectors = Tally(channels)
+    assert vectors.add(values)
+    assert_equal(vectors.statistics(pixels), oracle([*values]))
+    values[-1, -1] = np.inf
+    assert not vectors.add(values)
 
 
 def test_dead_channels_are_those_that_tell_nothing() -> None:
@@ -188,13 +190,8 @@ def test_neither_batches_nor_threads_change_a_bit(tmp_path: Path, monkeypatch: p
         layer: [random.standard_normal((9, 11 + row % 3, 3)).astype(np.float32) * 100 for row in range(18)]
         for layer in ("a", "b")
     }
-    statuses = make_statuses(spec, [3, 13])
     for name, workers, batch_size in (("one", 1, 1), ("many", 8, 11)):
-        with open_folder(tmp_path / name, spec, "fail") as folder:
-            writer = Writer(tmp_path / name, spec, folder.missing, workers, folder.digests())
-            put_rows(writer, range(18), values, statuses, batch_size)
-            writer.close()
-            build_index(tmp_path / name, spec)
+        write_run(tmp_path / name, spec, [3, 13], values, workers=workers, batch_size=batch_size)
     one = bits(tmp_path / "one")
     assert len(one) == 4 * 2 * (len(format.STATISTICS) + 1)
     assert one == bits(tmp_path / "many")
@@ -206,9 +203,7 @@ def test_neither_shards_nor_parts_of_them_change_a_sum() -> None:
     whole = statistics_of(rows)
     for shards in (1, 7, 13, 60):
         parts = [statistics_of(rows[first : first + shards]) for first in range(0, len(rows), shards)]
-        by_one = parts[0]
-        for part in parts[1:]:
-            by_one = join_statistics([by_one, part])
+        by_one = reduce(lambda joined, part: join_statistics([joined, part]), parts)
         for joined in (join_statistics(parts), by_one, join_statistics(parts[::-1])):
             assert_equal(joined, whole, exactly=True)
 
@@ -217,19 +212,5 @@ def test_statistics_that_are_missing_are_named_by_the_reader(tmp_path: Path) -> 
     write_run(tmp_path, make_spec())
     with h5py.File(tmp_path / "features.h5", "r+") as file:
         del file["statistics/conv1_1/histogram"]
-    run = open_run(tmp_path)
-    assert run["conv1_1"][0].shape == (5, 4, 3)
     with pytest.raises(StoreError, match="/statistics/conv1_1 is damaged, got "):
-        run.statistics["relu4_1"]
-
-
-def test_vectors_at_once_have_the_statistics_of_one_after_the_other() -> None:
-    values = np.random.default_rng(0).normal(size=(20, 700)).astype(np.float32)
-    values[values < 0.1] = 0
-    single, together = Tally(700), Tally(700)
-    assert all(single.add(row[None]) for row in values)
-    assert together.add(values)
-    expected, found = astuple(single.statistics(20)), astuple(together.statistics(20))
-    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
-    values[7, 3] = np.inf
-    assert not together.add(values)
+        open_run(tmp_path).statistics["relu4_1"]

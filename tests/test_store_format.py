@@ -40,7 +40,6 @@ def test_bands_are_whole_map_rows_of_a_mebibyte_and_at_least_one() -> None:
 @pytest.mark.parametrize(
     ("row_bytes", "rows", "chunk_rows", "step"),
     [(28 * 28 * 512 * 4, 10_000, 1, 167), (4000, 1_000_000, 64, 4096), (4000, 10, 64, 4096), (300 << 20, 100, 1, 1)],
-    ids=["256 MiB", "small rows", "few rows, which may become many", "huge rows"],
 )
 def test_a_shard_holds_about_256_mib_and_at_most_4096_images(row_bytes: int, rows: int, chunk_rows: int, step: int) -> None:
     assert sharding.plan_images_per_shard(row_bytes, rows, chunk_rows) == step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -80,25 +81,19 @@ def test_the_index_is_not_built_over_a_missing_foreign_or_damaged_shard(tmp_path
     spec = make_spec()
     write_run(tmp_path, spec, index=False)
     path = tmp_path / "shards/shard-00001-of-00003.h5"
-    whole = path.read_bytes()
+    whole, other = path.read_bytes(), make_spec(identity={"seed": "2"})
+    of_other = {"run_digest": other.digest, "identity": json.dumps(other.identity, sort_keys=True)}
     path.unlink()
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: the file is missing, got No such file or directory"):
+    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: the file is missing"):
         build_index(tmp_path, spec)
-    path.write_bytes(whole)
-    other = make_spec(identity={"seed": "2"})
-    change(
-        path, lambda file: file.attrs.update({"run_digest": other.digest, "identity": json.dumps(other.identity, sort_keys=True)})
-    )
-    with pytest.raises(
-        StoreError, match=rf"a file of another run, got run digest {other.digest[:12]}\. Expected " + spec.digest[:12]
-    ):
-        build_index(tmp_path, spec)
-    path.write_bytes(whole)
-    change(path, lambda file: file["images"].__delitem__("label"))
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: column 'label' of /images is damaged"):
-        build_index(tmp_path, spec)
-    path.write_bytes(whole)
-    change(path, lambda file: file["checksums"].__delitem__("conv1_1"))
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: /checksums/conv1_1 is damaged"):
-        build_index(tmp_path, spec)
+    damages: list[tuple[Callable[[h5py.File], object], str]] = [
+        (lambda file: file.attrs.update(of_other), f"a file of another run, got run digest {other.digest[:12]}"),
+        (lambda file: file["images"].__delitem__("label"), "column 'label' of /images is damaged"),
+        (lambda file: file["checksums"].__delitem__("conv1_1"), "/checksums/conv1_1 is damaged"),
+    ]
+    for damage, words in damages:
+        path.write_bytes(whole)
+        change(path, damage)
+        with pytest.raises(StoreError, match=rf"shard-00001-of-00003\.h5: {words}"):
+            build_index(tmp_path, spec)
     assert not (tmp_path / "features.h5").exists()
