@@ -107,21 +107,13 @@ def digest_of(tree: Tree, but: str | tuple[str, ...] = ".log") -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is in the system's cache and what is on the disk after an operation.
+    """What is in the system's cache and what on the disk after an operation."""
 
-    Attributes:
-        operation: Such as ``fsync run/SHA256SUMS``.
-        names: Path -> number of a file or folder.
-        safe_names: Those that are on the disk.
-        data: Number -> bytes of a file, None for a folder.
-        safe_data: Those that are on the disk.
-    """
-
-    operation: str
-    names: Mapping[str, int]
-    safe_names: Mapping[str, int]
-    data: Mapping[int, bytes | None]
-    safe_data: Mapping[int, bytes | None]
+    operation: str  # such as `fsync run/SHA256SUMS`
+    names: Mapping[str, int]  # path -> number of a file or folder
+    safe_names: Mapping[str, int]  # those that are on the disk
+    data: Mapping[int, bytes | None]  # number -> bytes of a file, None for a folder
+    safe_data: Mapping[int, bytes | None]  # those that are on the disk
 
     def trees(self, draw: random.Random) -> Iterator[tuple[str, Tree]]:
         """Yield what a power cut may leave, with words for it."""
@@ -136,9 +128,10 @@ class Moment:
             others = {name: number for name, number in self.safe_names.items() if _folder(name) != place}
             yield f"names in {place or '.'}", self._tree(others | _inside(self.names, place), self.data)
         if any(content != safe[number] for number, content in self.data.items()):
-            for words, tear in TEARS.items():
-                torn = {number: content and tear(safe[number] or b"", content, draw) for number, content in self.data.items()}
-                yield words, self._tree(self.names, torn)
+            torn = {number: _torn(safe[number] or b"", content or b"", draw) for number, content in self.data.items()}
+            for words in torn[0]:
+                found = {number: content and torn[number][words] for number, content in self.data.items()}
+                yield words, self._tree(self.names, found)
 
     def _tree(self, names: Mapping[str, int], data: Mapping[int, bytes | None]) -> Tree:
         tree: Tree = {"": None}
@@ -158,40 +151,23 @@ def _inside(names: Mapping[str, int], place: str) -> dict[str, int]:
     return {name: number for name, number in names.items() if _folder(name) == place}
 
 
-def _first_pages(before: bytes, after: bytes, draw: random.Random) -> bytes:
+def _torn(before: bytes, after: bytes, draw: random.Random) -> dict[str, bytes]:
+    """Gives what the disk may have of a file that was written, with words for it."""
     stop = draw.randrange(len(after) // PAGE_BYTES + 1) * PAGE_BYTES
-    return after[:stop] + before[stop:]
-
-
-def _last_pages(before: bytes, after: bytes, draw: random.Random) -> bytes:
-    stop = draw.randrange(len(after) // PAGE_BYTES + 1) * PAGE_BYTES
-    return before[:stop].ljust(stop, b"\0") + after[stop:]
-
-
-def _size_alone(before: bytes, after: bytes, draw: random.Random) -> bytes:
-    return before[: len(after)].ljust(len(after), b"\0")
-
-
-def _torn_anywhere(before: bytes, after: bytes, draw: random.Random) -> bytes:
-    return after[: draw.randrange(len(before), len(after))] if after.startswith(before) and before != after else after
-
-
-TEARS = {
-    "the first pages": _first_pages,
-    "the last pages": _last_pages,
-    "the size without the bytes": _size_alone,
-    "a part of what was added": _torn_anywhere,
-}
+    added = draw.randrange(len(before), len(after)) if after.startswith(before) and before != after else len(after)
+    return {
+        "the first pages": after[:stop] + before[stop:],
+        "the last pages": before[:stop].ljust(stop, b"\0") + after[stop:],
+        "the size without the bytes": before[: len(after)].ljust(len(after), b"\0"),
+        "a part of what was added": after[:added],
+    }
 
 
 class Recorder:
-    """Records what is done below a folder; all that is there at first is safe.
-
-    Syncing costs no time: the disk is this object.
+    """Records what is done below a folder; all that is there at first is safe. Syncing costs no time: the disk is this object.
 
     Attributes:
         moments: One after each operation that has changed anything.
-        operations: How many there were.
         renamed: Path -> all contents that a file had when it got this name, or had at first.
     """
 
@@ -202,7 +178,6 @@ class Recorder:
         self._data: dict[int, bytes | None] = {}
         self._follow("")
         self._safe_names, self._safe_data = dict(self._names), dict(self._data)
-        self.operations = 0
         self.moments = [self._moment("nothing")]
         self.renamed = {name: {self._data[number]} for name, number in self._names.items()}
 
@@ -225,7 +200,6 @@ class Recorder:
             elif name in ("unlink", "remove", "rmdir"):
                 del self._names[path]
             self._follow(path)
-            self.operations += 1
             self.moments.append(self._moment(f"{name} {path}"))
         return result
 
@@ -256,15 +230,12 @@ class Refusal:
     Args:
         number: Which operation fails, from 0; -1: none, they are counted only.
         error: Number of the error.
-
-    Attributes:
-        operations: What has been done, in order.
     """
 
     def __init__(self, number: int = -1, error: int = 0) -> None:
         self._number, self._error = number, error
         self._lock = threading.Lock()
-        self.operations: list[str] = []
+        self.operations: list[str] = []  # what has been done, in order
 
     @property
     def operation(self) -> str:

@@ -235,43 +235,32 @@ def timeless(content: bytes | None) -> bytes:
 class Trials:
     """Stops a command, and has it go on.
 
-    Attributes:
-        operations: How many the command took when it was recorded last.
-        ended: How many times it went on to the end; else to where the disk was as it had been before at the same place.
-        seen: Digests of all states of the disk from which it has gone on.
+    ``seen``: digests of all states of the disk from which it has gone on.
     """
 
     def __init__(self, place: Place, name: str, seed: int = 0) -> None:
         self._place, self.runs, self._draw = place, place.runs, random.Random(seed)
         self.command = COMMANDS[name](place)
         self._goes_on = in_parts(place) if name == "parts at once" else self.command
-        self.operations, self.ended, self.seen = 0, 0, set[str]()
+        self.seen = set[str]()
         # States of the disk at the first engine, from which the command has ended as it should: what follows is known.
         self._ended_well: set[str] = set()
-        self._begun = read_tree(place.runs)
+        self.begun = read_tree(place.runs)
         # Of a file that was damaged on purpose.
-        self._untrue = {line for line, (_, is_true) in lines_of(self._begun).items() if not is_true}
+        self._untrue = {line for line, (_, is_true) in lines_of(self.begun).items() if not is_true}
         self._goes_on()
         self._expected = read_tree(place.runs)
         write_tree(place.home / "expected", self._expected)
 
-    def begin(self, tree: Tree | None = None) -> None:
-        """Have the disk hold a state, or what was there before the command."""
-        write_tree(self.runs, self._begun if tree is None else tree)
-
     def power_cuts(self, count: int, begun: Tree | None = None, kinds_first: bool = False) -> list[tuple[str, Tree]]:
-        """Give so many states, at most, that a power cut may leave while the command goes on from one.
+        """Give so many states, at most, that a power cut may leave while the command goes on from one, or from its beginning.
 
-        Args:
-            count: From all places, unless they are fewer.
-            begun: The state; None: that before the command.
-            kinds_first: Whether those come first that differ in more than the bytes of files without a final name.
+        ``kinds_first``: those come first that differ in more than the bytes of files without a final name.
         """
-        self.begin(begun)
+        write_tree(self.runs, self.begun if begun is None else begun)
         recorder = Recorder(self.runs, lambda: time.sleep(self._draw.random() / 1000 if begun is None else 0))
         with watching(self.runs, recorder):
             (self.command if begun is None else self._goes_on)()
-        self.operations = recorder.operations
         found: dict[str, tuple[str, Tree]] = {}
         kinds: dict[str, str] = {}
         for moment in recorder.moments:
@@ -290,7 +279,7 @@ class Trials:
         for name, content in tree.items():
             is_other = name.endswith((".partial", ".log")) or ".lock" in name or "SHA256SUMS" in name
             assert is_other or content is None or content in renamed.get(name, ()), f"{where}: {name} is not whole"
-            if name.endswith("/features.h5") and content != self._begun.get(name):
+            if name.endswith("/features.h5") and content != self.begun.get(name):
                 with h5py.File(io.BytesIO(content or b"")) as index:
                     shards = {source.file_name for source in index["features/relu5_1.avg"].virtual_sources()}
                 assert {name.replace("features.h5", shard) for shard in shards} <= tree.keys(), f"{where}: the index lacks shards"
@@ -300,7 +289,7 @@ class Trials:
     def go_on(self, where: str, tree: Tree) -> None:
         """Have the command go on from a state, to the same end."""
         self.seen.add(digest_of(tree))
-        self.begin(tree)
+        write_tree(self.runs, tree)
         try:
             self._finish()
         except Exception as error:
@@ -319,7 +308,6 @@ class Trials:
         with suppress(SeenBefore), mock.patch.object(sys.modules[__name__], "at_engine", look), mock.patch("os.fsync"):
             self._goes_on()
             self.assert_finished()
-            self.ended += 1
             self._ended_well.update(met)
 
     def assert_finished(self) -> None:
@@ -346,7 +334,7 @@ class Trials:
 
     def assert_refused(self, refusal: Refusal) -> None:
         """Make sure that a refusal is one line, or of no consequence, and has left nothing that is not whole."""
-        self.begin()
+        write_tree(self.runs, self.begun)
         refused: PipelineError | None = None
         with ExitStack() as stack:
             said = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -367,7 +355,7 @@ class Trials:
         assert not left or refusal.operation.startswith("unlink"), left
         for name, content in found.items():
             if name.endswith((".h5", ".gz", ".yaml", ".html")):
-                assert content == self._begun.get(name) or self._is_expected(name, content), f"{name} is not whole"
+                assert content == self.begun.get(name) or self._is_expected(name, content), f"{name} is not whole"
             elif name.endswith(".json"):
                 json.loads(content or b"")
         untrue = {line for line, (_, is_true) in lines_of(found).items() if not is_true}
@@ -412,7 +400,7 @@ def test_a_run_goes_on_to_the_same_bits_after_any_power_cut(tmp_path: Path, name
 def refusals(trials: Trials) -> list[tuple[str, int, int]]:
     """Gives each kind of operation of a command with each error: operation, its number, error."""
     counting = Refusal()
-    trials.begin()
+    write_tree(trials.runs, trials.begun)
     with watching(trials.runs, counting, EVERYTHING):
         trials.command()
     kinds: dict[str, list[int]] = {}
