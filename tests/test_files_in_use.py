@@ -93,8 +93,8 @@ def test_a_file_that_another_program_has_open_is_named_and_kept(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (
-        f"{folder / name}: in use by another program, got a lock. Expected no program that has it open for writing. "
-        f"Close it there, then run the command again. It is kept as it is."
+        f"{folder / name}: in use by another program, got a lock. Expected no writer. Close it there, then run the command "
+        "again. It is kept as it is."
     )
     with held_open(folder / name):
         before = bytes_of(folder)

@@ -144,7 +144,7 @@ def test_who_may_not_be_beside_whom_is_refused_in_one_line(
 
 
 def test_a_part_that_would_make_another_run_is_refused_while_others_live(tmp_path: Path) -> None:
-    said = "other parts make a run of other images or options, got part 1/2 of it. Expected all parts with the same images"
+    said = "other parts make a run of other images or options, got part 1/2 of it. Expected the same of all parts"
     with open_folder(tmp_path, make_spec(rows=30), "resume", Share(1, 2)), pytest.raises(LockedError, match=said):
         open_folder(tmp_path, make_spec(rows=31), "resume", Share(2, 2))
 

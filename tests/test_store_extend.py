@@ -289,9 +289,8 @@ def test_a_lost_manifest_is_written_again_for_the_same_images_and_else_refused(t
     with pytest.raises(StoreError) as raised:
         open_folder(tmp_path, spec_of("abdfh"), "resume")
     assert str(raised.value) == (
-        f"{tmp_path}: manifest.jsonl.gz is missing, damaged or of another run, so the images of the run are not known, got "
-        "shards of 2 parts. Expected the manifest of each. Put the file back. Choose another folder with name=..., or use "
-        "output.existing=replace to discard what is there."
+        f"{tmp_path}: manifest.jsonl.gz is missing, damaged or of another run, got shards of 2 parts. Expected the manifest of "
+        "each. Put it back. Choose another folder with name=..., or use output.existing=replace to discard what is there."
     )
     assert stamps(tmp_path).items() >= kept.items()
 

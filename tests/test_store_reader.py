@@ -88,7 +88,7 @@ def test_a_wrong_index_is_one_line(folder: Path, wanted: Any) -> None:
     assert isinstance(raised.value, IndexError)
     assert str(raised.value) == (
         f"layer relu4_1: no such rows, got {wanted!r}. Expected a row from -10 to 9, a list of such, a slice, or a mask of 10 "
-        f"booleans. The row of a key is run.row(key)."
+        "booleans. Of a key: run.row(key)."
     )
 
 

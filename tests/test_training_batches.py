@@ -178,8 +178,8 @@ def test_an_epoch_is_read_ahead_by_two_batches_and_no_more_and_leaves_no_thread(
     [
         ({"layers": "lerge"}, "no such layer, got 'lerge'. Expected one of: large."),
         ({"label": "lable"}, "no such column, got 'lable'. Expected one of: label."),
-        ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or the name"),
-        ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, 2 of them failed. Expected at least one."),
+        ({"label": [1, 2]}, "label: values of another number, got shape (2,). Expected 40, one a row of the run, or a column: "),
+        ({"where": FAILED}, "no rows are left, got 2 of 40 by where=, which all failed. Expected one."),
         ({"batch_size": 2.5}, "batches: out of range, got batch_size=2.5, seed=0, share=(0, 1). Expected whole numbers: "),
         ({"share": (2, 2)}, "batches: out of range, got batch_size=4, seed=0, share=(2, 2). Expected whole numbers: "),
         ({"batch_size": 39, "drop_last": True}, "batch_size: no batch is left, got 39 for 38 of 38 rows (share 0 of 1)."),

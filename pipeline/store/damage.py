@@ -87,10 +87,7 @@ def damaged(path: Path, part: str, got: object) -> StoreError:
     kept = "then run the command again. It is kept as it is."
     if number == errno.EAGAIN or _MARKED in words or (number == errno.EACCES and _LOCKED in words):
         found = "a lock" if number else "the mark of a writer, which may have been killed (`h5clear -s` removes it)"
-        return UnreadableError(
-            f"{path}: in use by another program, got {found}. Expected no program that has it open for writing. "
-            f"Close it there, {kept}"
-        )
+        return UnreadableError(f"{path}: in use by another program, got {found}. Expected no writer. Close it there, {kept}")
     if number or isinstance(got, MemoryError):
         number = number or errno.ENOMEM
         kind = UnsureError if isinstance(got, MemoryError) else UnreadableError
@@ -100,7 +97,7 @@ def damaged(path: Path, part: str, got: object) -> StoreError:
         )
     return DamagedError(
         f"{path}: {printable(part, 1000)} is damaged, got {printable(words, 200) or type(got).__name__}. Expected the bytes "
-        f"that were written. Remove this file and run the extraction again: only what is missing is made again."
+        "that were written. Remove this file and run the extraction again: only what is missing is made again."
     )
 
 
@@ -115,9 +112,7 @@ def reading(path: Path, part: str) -> Iterator[None]:
 
 def foreign(path: Path, happened: str, expected: str) -> ForeignError:
     """Return the one-line error for a file that is whole and does not belong there, or that is no file."""
-    return ForeignError(
-        f"{path}: {happened}. Expected {expected}. Put the run's own there, or move this one away and run the extraction again."
-    )
+    return ForeignError(f"{path}: {happened}. Expected {expected}. Put the run's own there, or move it away and extract again.")
 
 
 def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
@@ -127,25 +122,20 @@ def of_another_run(path: Path, found: str, expected: str) -> ForeignError:
 
 def missing_file(path: Path, got: str) -> StoreError:
     """Return the one-line error for a file that is not there."""
-    return StoreError(
-        f"{path}: the file is missing, got {got}. Expected all that was written. Put it back, or run the extraction again."
-    )
+    return StoreError(f"{path}: the file is missing, got {got}. Expected all files. Put it back, or run the extraction again.")
 
 
 def unfinished(folder: Path, there: int, count: int, index: str = f"no {format.INDEX_NAME}") -> StoreError:
     """Return the one-line error for a run folder that has shards and no index, or one of some rows."""
     return StoreError(
         f"{folder}: the run is not finished, got {there} of {count} shards and {index}. Expected all, and an index over them. "
-        f"Run the extraction again to go on, or open a single shard."
+        "Run the extraction again to go on, or open a single shard."
     )
 
 
 def no_run(path: Path, got: str = f"no {format.INDEX_NAME}") -> StoreError:
     """Return the one-line error for what is no run folder, nor a file of one."""
-    return StoreError(
-        f"{path}: not a run, got {got}. Expected a run folder, its {format.INDEX_NAME} or a shard. Give what was named by "
-        "name=..., usually outputs/<name>."
-    )
+    return StoreError(f"{path}: not a run, got {got}. Expected a run folder, its features.h5 or a shard. Give outputs/<name>.")
 
 
 def no_such_run(path: Path) -> StoreError:

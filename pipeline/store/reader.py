@@ -74,10 +74,8 @@ def choose_layers(stored: Collection[str], words: Sequence[str]) -> list[str]:
             # A reduced layer may be named as it was when it was asked for: relu5_1:avg.
             found = fnmatch.filter(stored, "*" if word == "all" else word.replace(":", "."))
         if not found:
-            raise OptionError(
-                f"layers: not stored in this run, got {word!r}. Expected one of: {nearest(word, [*stored, 'all'])}. "
-                f"Leave it out for all that are stored."
-            )
+            known = nearest(word, [*stored, "all"])
+            raise OptionError(f"layers: not stored in this run, got {word!r}. Expected one of: {known}. Leave it out for all.")
         chosen.update(found)
     return [name for name in stored if name in chosen]
 
@@ -315,10 +313,8 @@ class Run(Shown, AbstractContextManager["Run"]):
 
     def __getitem__(self, layer: str) -> Layer:
         if layer not in self._layers:
-            raise StoreError(
-                f"{self.path}: no such layer, got {layer!r}. Expected one of: {nearest(str(layer), self.layers)}. "
-                f"The run's layers are in run.layers."
-            )
+            known = nearest(str(layer), self.layers)
+            raise StoreError(f"{self.path}: no such layer, got {layer!r}. Expected one of: {known}. See run.layers.")
         return self._layers[layer]
 
     def row(self, key: str) -> int:
@@ -330,9 +326,7 @@ class Run(Shown, AbstractContextManager["Run"]):
         found = self._rows_by_key.get(format.plain_text(key))
         if found is None:
             known = nearest(key, [*self._rows_by_key][:KEYS_COMPARED])[:300]
-            raise StoreError(
-                f"{self.path}: no such image, got {key!r}. Expected a key such as: {known}. All keys are in run.images['key']."
-            )
+            raise StoreError(f"{self.path}: no such image, got {key!r}. Expected a key such as: {known}. See run.images['key'].")
         return found
 
     @cached_property

@@ -274,10 +274,8 @@ def plan_parts(spec: RunSpec, contents: RunContents, extend: bool) -> Plan:
         with suppress(StoreError):
             return _go_on(contents.path, spec, contents.planned, extend=False)
     if contents.lost and contents.begun > 1:
-        raise StoreError(
-            f"{contents.path}: {contents.lost} is missing, damaged or of another run, so the images of the run are not known, "
-            f"got shards of {contents.begun} parts. Expected the manifest of each. Put the file back. {_REPLACE}"
-        )
+        happened = f"{contents.lost} is missing, damaged or of another run, got shards of {contents.begun} parts"
+        raise StoreError(f"{contents.path}: {happened}. Expected the manifest of each. Put it back. {_REPLACE}")
     if contents.lost or not contents.begun:
         # Whether the images of a lost manifest were these, the digests in its shards tell.
         return plan_new_run(spec)
@@ -301,10 +299,8 @@ def _go_on(folder: Path, spec: RunSpec, parts: Sequence[PartManifest], extend: b
         # What was not there any more when the last part was planned need not be there now.
         differences += _counted("added", now, added) + _counted("removed", run, np.setdiff1d(removed, parts[-1].gone))
     if differences:
-        raise StoreError(
-            f"{folder}: the folder holds another run, got {', '.join(differences)}. Expected the same options and images, to go "
-            f"on with it. {remedy}"
-        )
+        happened = f"the folder holds another run, got {', '.join(differences)}"
+        raise StoreError(f"{folder}: {happened}. Expected the same options and images, to go on with it. {remedy}")
     if len(added):
         keys, labels, *columns = (
             tuple(column[row] for row in added.tolist()) for column in (now.keys, now.labels, *now.metadata.values())

@@ -157,10 +157,8 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
     """
     count = -(-len(spec.manifest) // spec.images_per_shard)
     if count > format.MOST_SHARDS or len(spec.manifest) > format.MOST_ROWS:
-        raise StoreError(
-            f"{folder}: the run is too large, got {len(spec.manifest)} images in {count} shards. Expected at most "
-            f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
-        )
+        expected = f"{format.MOST_ROWS} in {format.MOST_SHARDS}. Raise output.images_per_shard, or divide the images."
+        raise StoreError(f"{folder}: too large, got {len(spec.manifest)} images in {count} shards. Expected at most {expected}")
     with disk.writing(folder):
         refresh(folder)
         _refuse_foreign_files(folder)
@@ -208,9 +206,9 @@ def _refuse_foreign_files(folder: Path) -> None:
     names = [name for name in files if name in format.COMPANION_NAMES]
     is_run = any(name.startswith((format.SHARD_FOLDER, format.INDEX_NAME, "manifest")) for name in files)
     if names and not is_run and not (folder / format.LOCK_NAME).exists():
+        happened = f"not a run folder, got {', '.join(names)} of somebody else"
         raise StoreError(
-            f"{folder}: not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or one that this "
-            f"program has written. Choose another with name=... or output.dir=..."
+            f"{folder}: {happened}. Expected an empty folder, or a run's. Choose another by name=... or output.dir=..."
         )
 
 
@@ -223,9 +221,9 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     contents = read_run_contents(folder)
     results = [name for name in contents.files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]
     if existing == FAIL and results:
+        happened = f"the folder holds results, got {len(results)} files, e.g. {results[0]}"
         raise StoreError(
-            f"{folder}: the folder holds results, got {len(results)} files, e.g. {results[0]}. Expected none, since "
-            f"output.existing=fail. Use output.existing=resume or replace, or another name=..."
+            f"{folder}: {happened}. Expected none, since output.existing=fail. Use resume or replace, or another name."
         )
     if existing == REPLACE:
         for name in results:
@@ -241,10 +239,9 @@ def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str
     parts = {format.manifest_name(number): manifest.part for number, manifest in enumerate(manifests)}
     others = [name for name, found in contents.manifests.items() if name not in parts or (found and found.part != parts[name])]
     if others and hold and hold.living:
-        raise LockedError(
-            f"{folder}: other parts make a run of other images or options, got part {min(map(str, hold.living))} of it. Expected "
-            f"all parts with the same images and options. Wait for them, then run the parts again with output.existing=extend."
-        )
+        happened = f"other parts make a run of other images or options, got part {min(map(str, hold.living))} of it"
+        remedy = "Wait for them, then run the parts again with output.existing=extend."
+        raise LockedError(f"{folder}: {happened}. Expected the same of all parts. {remedy}")
     useless |= {folder / name: "the plan of a part that has no shards" for name in others}
     shards, digests = {shard.file_name: shard for shard in spec.shards()}, [part.digest for part in spec.parts]
     own = sorted(name for name in contents.shards if share is None or share.has(format.shard_number(name)))

@@ -80,8 +80,7 @@ def open_file(path: Path) -> h5py.File:
             if (kind, version) != (format.FORMAT, format.FORMAT_VERSION):
                 raise ForeignError(
                     f"{path}: not a file that this version of the program writes, got format {kind!r}, version {version}. "
-                    f"Expected {format.FORMAT!r}, version {format.FORMAT_VERSION}. Give a run folder, its {format.INDEX_NAME} or "
-                    "a shard; read another version by that version, or extract again with output.existing=replace."
+                    f"Expected version {format.FORMAT_VERSION} of ours. Read it by its own, or use output.existing=replace."
                 )
             for name in ("features", "images", "checksums", "statistics"):
                 if not isinstance(own_node(opened, name), h5py.Group):
@@ -187,10 +186,8 @@ class ImageTable(Shown, Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
-            raise ColumnError(
-                f"{self._path}: no such column, got {name!r}. Expected one of: {nearest(str(name), self._names)}. "
-                f"The columns are in list(run.images)."
-            )
+            known = nearest(str(name), self._names)
+            raise ColumnError(f"{self._path}: no such column, got {name!r}. Expected one of: {known}. See list(run.images).")
         if name not in self._columns:
             with open_file(self._path) as file:
                 # The run may have been extended since it was opened.

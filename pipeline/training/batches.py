@@ -65,10 +65,8 @@ class Examples:
         rows = np.atleast_1d(select_rows(slice(None) if where is None else where, len(run), "where"))
         self.rows = rows if failed else rows[(run.images["status"] == OK)[rows]]
         if not len(self.rows):
-            raise StoreError(
-                f"{run.path}: no rows are left, got {len(rows)} of {len(run)} by where=, {len(rows)} of them failed. "
-                f"Expected at least one. Widen where=; failed=True keeps failed images."
-            )
+            got = f"{len(rows)} of {len(run)} by where=, which all failed"
+            raise StoreError(f"{run.path}: no rows are left, got {got}. Expected one. Widen where=; failed=True keeps all.")
         self.classes, self.labels = (None, None) if label is None else _label(run, label, self.rows)
 
     def __len__(self) -> int:
@@ -101,10 +99,9 @@ class Examples:
         row_bytes = sum(math.prod(layer.row_shape) * layer.dtype.itemsize for layer in self.layers.values())
         needed, free = len(self) * row_bytes, available_bytes()
         if free is not None and needed > free:
-            raise StoreError(
-                f"{self.run.path}: does not fit into memory, got {needed / 1e9:.3g} GB for {len(self)} rows. "
-                f"Expected at most the {free / 1e9:.3g} GB that are free. Read batches, choose rows, or use pipeline.export."
-            )
+            happened = f"does not fit into memory, got {needed / 1e9:.3g} GB for {len(self)} rows"
+            remedy = "Read batches, choose rows, or use pipeline.export."
+            raise StoreError(f"{self.run.path}: {happened}. Expected at most the {free / 1e9:.3g} GB that are free. {remedy}")
         return self.item(self.read(np.arange(len(self))))
 
 
@@ -112,10 +109,8 @@ def _label(run: Any, label: Any, rows: NDArray[np.int64]) -> tuple[tuple[str, ..
     """Return the classes of all rows of a run, and the labels of some."""
     values: NDArray[Any] = np.asarray(run.images[label] if isinstance(label, str) else label)
     if values.ndim == 0 or len(values) != len(run):
-        raise OptionError(
-            f"label: values of another number, got shape {values.shape}. Expected {len(run)}, one a row of the run, or the name "
-            f"of a column: {nearest(str(label)[:60], run.images)}."
-        )
+        expected = f"{len(run)}, one a row of the run, or a column: {nearest(str(label)[:60], run.images)}"
+        raise OptionError(f"label: values of another number, got shape {values.shape}. Expected {expected}.")
     if values.dtype.kind == "O":
         # Numbers in a column of objects, as pandas gives some, are numbers.
         values = np.asarray(values.tolist())
@@ -168,10 +163,9 @@ class Batches:
     ) -> None:
         rank, ranks = share
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1 or seed < 0 or not 0 <= rank < ranks:
-            raise OptionError(
-                f"batches: out of range, got batch_size={batch_size!r}, seed={seed!r}, share={share!r}. Expected whole numbers: "
-                f"batch_size from 1 on, seed from 0 on, share=(rank, ranks) with 0 <= rank < ranks."
-            )
+            got = f"batch_size={batch_size!r}, seed={seed!r}, share={share!r}"
+            expected = "whole numbers: batch_size from 1 on, seed from 0 on, share=(rank, ranks) with 0 <= rank < ranks"
+            raise OptionError(f"batches: out of range, got {got}. Expected {expected}.")
         self.examples = examples
         self.batch_size = int(batch_size)
         self.epoch = 0
@@ -182,10 +176,8 @@ class Batches:
         self._start, stop = rank * count // ranks, (rank + 1) * count // ranks
         self.rows = (stop - self._start) // self.batch_size * self.batch_size if drop_last else stop - self._start
         if not self.rows:
-            raise OptionError(
-                f"batch_size: no batch is left, got {self.batch_size} for {stop - self._start} of {len(examples)} rows "
-                f"(share {rank} of {ranks}). Expected fewer rows a batch, or fewer ranks."
-            )
+            got = f"{batch_size} for {stop - self._start} of {len(examples)} rows (share {rank} of {ranks})"
+            raise OptionError(f"batch_size: no batch is left, got {got}. Expected fewer rows a batch, or fewer ranks.")
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
@@ -263,10 +255,8 @@ def select_rows(wanted: Any, rows: int, where: str) -> int | NDArray[np.int64]:
     if array.shape == (0,):
         return np.zeros(0, np.int64)
     if array.dtype.kind not in "iu" or array.ndim > 1 or np.any((array < -rows) | (array >= rows)):
-        raise RowError(
-            f"{where}: no such rows, got {repr(wanted)[:60]}. Expected a row from {-rows} to {rows - 1}, a list of such, "
-            f"a slice, or a mask of {rows} booleans. The row of a key is run.row(key)."
-        )
+        expected = f"a row from {-rows} to {rows - 1}, a list of such, a slice, or a mask of {rows} booleans"
+        raise RowError(f"{where}: no such rows, got {repr(wanted)[:60]}. Expected {expected}. Of a key: run.row(key).")
     indices = array.astype(np.int64)
     indices = np.where(indices < 0, indices + rows, indices)
     return int(indices) if indices.ndim == 0 else indices

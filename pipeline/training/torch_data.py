@@ -66,10 +66,10 @@ class StreamDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         if (worker := get_worker_info()) is not None:
-            raise OptionError(
-                f"num_workers: a stream is read by one process, got {worker.num_workers}. Expected 0: all cores decode already. "
-                f"Leave it out, or make the dataset without shuffle and batch_size, which are then the DataLoader's."
+            happened = (
+                f"num_workers: a stream is read by one process, got {worker.num_workers}. Expected 0: all cores decode already"
             )
+            raise OptionError(f"{happened}. Leave it out, or leave shuffle and batch_size to the DataLoader.")
         for columns in map(_tensors, self._batches.next_epoch()):
             if self._is_batched:
                 yield self._batches.examples.item(columns)
