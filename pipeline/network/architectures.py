@@ -79,15 +79,10 @@ def layer_table(network: str) -> tuple[LayerSpec, ...]:
 
 @dataclass(frozen=True, slots=True)
 class VggTable:
-    """The layers of a VGG network.
+    """The layers of a VGG network."""
 
-    Attributes:
-        network: Name in :data:`NETWORKS`.
-        pool_padding: As of :func:`output_shapes`.
-    """
-
-    network: str
-    pool_padding: str = "same"
+    network: str  # name in NETWORKS
+    pool_padding: str = "same"  # as of output_shapes
 
     def resolve(self, words: Sequence[str]) -> tuple[LayerSpec, ...]:
         """Return the layers that a user's words mean, in network order, each once.
@@ -115,11 +110,11 @@ class VggTable:
                 matched = fnmatch.filter(names, word) or list(foreign_names(self.network, [word]).values())
             if not matched:
                 others = foreign_names(self.network, ["block*_*", "features.*", "classifier.*"])
-                near = nearest(word, [*names, *others]).split(", ")[:3]
+                near = ", ".join(nearest(word, [*names, *others]).split(", ")[:3])
                 raise OptionError(
-                    f"layers: no layer of {self.network} matches, got {word!r}. Expected one of: {', '.join(near)}, a "
-                    f"pattern, block1 to block5, {', '.join(PRESETS)} of a network that has all of it, or all. "
-                    f"Run `python -m pipeline.layers network={self.network}` for the whole table."
+                    f"layers: no layer of {self.network} matches, got {word!r}. Expected one of: {near}, a pattern, a block, "
+                    f"all, or {', '.join(PRESETS)} of a network that has all of it. See "
+                    f"`python -m pipeline.layers network={self.network}`."
                 )
             chosen.update(matched)
         return tuple(layer for layer in table if layer.name in chosen)
@@ -135,10 +130,10 @@ class VggTable:
         shapes = output_shapes(self.network, size_px, self.pool_padding)
         for layer in layers:
             if layer.name not in shapes:
+                least = smallest_side_px(self.network, layer, self.pool_padding)
+                got = f"{size_px[0]} x {size_px[1]} px"
                 raise OptionError(
-                    f"data.size: too small for layer {layer.name}, got {size_px[0]} x {size_px[1]} px. Expected sides of at "
-                    f"least {smallest_side_px(self.network, layer, self.pool_padding)} px. Choose a larger data.size or an "
-                    "earlier layer."
+                    f"data.size: too small for layer {layer.name}, got {got}. Expected sides of at least {least} px."
                 )
         return tuple(FeatureSpec(layer, shapes[layer.name]) for layer in layers)
 

@@ -93,14 +93,14 @@ def choose_device(
     gpus, place, count = claim_gpu(requested, number)
     if not count and requested != "cpu" and has_driver() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         warn(
-            "runtime.device: there is an NVIDIA driver here and TensorFlow sees no GPU. Expected the `gpu` extra and a driver as "
-            "new as its CUDA. Install it with `pip install 'deep-feature-pipeline[gpu]'`, or set runtime.device=cpu. TensorFlow "
-            "says why it sees none: python -c \"import tensorflow; tensorflow.config.list_physical_devices('GPU')\""
+            "runtime.device: TensorFlow sees no GPU, got an NVIDIA driver. Expected one as new as the CUDA of `pip install "
+            "'deep-feature-pipeline[gpu]'`. Install that, or set runtime.device=cpu. TensorFlow says why it sees none: "
+            "python -c \"import tensorflow; tensorflow.config.list_physical_devices('GPU')\""
         )
     if requested == "gpu" and not gpus:
         raise OptionError(
-            "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device, the `gpu` extra "
-            "(tensorflow[and-cuda]), and a process whose first run was not on the CPU. Install it, or use runtime.device=cpu."
+            "runtime.device: TensorFlow sees no GPU here, got gpu. Expected a CUDA device, the `gpu` extra, and a process whose "
+            "first run was not on the CPU. Install it, or use runtime.device=cpu."
         )
     if not gpus:
         most = CPU_BATCH if backend == TENSORFLOW else max(CPU_BATCH, CPU_BATCH_A_THREAD * threads)
@@ -120,8 +120,8 @@ def choose_device(
 def claim_gpu(requested: str, number: int) -> tuple[list[Any], int, int]:
     """Let TensorFlow see the one GPU that this process takes, if any, and no other, whose memory it would reserve.
 
-    To be called before anything is computed. Returns that GPU alone, or none; which of the machine's GPUs it is; how many there
-    are. The arguments are those of :func:`choose_device`.
+    To be called before anything is computed, with arguments of :func:`choose_device`. Returns that GPU alone, or none; its number
+    among the machine's; how many there are.
     """
     gpus = tf.config.list_physical_devices("GPU") if requested != "cpu" else []
     place, count = number % max(1, len(gpus)), len(gpus)
@@ -147,10 +147,7 @@ def image_bytes(size_px: tuple[int, int], row_bytes: int) -> tuple[int, int]:
 def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batch_size: int | None) -> tuple[int, int]:
     """Return the images of a batch, and how many batches may be on their way through the device at a time.
 
-    Args:
-        image_bytes: Of an image, on the GPU and on the host.
-        free_bytes: Likewise.
-        batch_size: The user's, or None: so many that three batches fit.
+    Bytes are those of an image, and those that are free, on the GPU and on the host; without a batch size three batches fit.
     """
     # On the host there is one more: the batch that is being stored.
     fitting = int(min(USABLE_SHARE * free / taken for free, taken in zip(free_bytes, image_bytes, strict=True)))
@@ -159,10 +156,7 @@ def plan_batches(image_bytes: tuple[int, int], free_bytes: tuple[int, int], batc
 
 
 def native_rows(device: Device, bytes_a_pixel: float, height: int, width: int) -> int:
-    """Return how many images of one size in px a step takes at native size: what fits as at a fixed size, or a batch.
-
-    ``bytes_a_pixel``: of all layers that leave the device, for each pixel of an image.
-    """
+    """Return how many images of one size a step takes at native size; the bytes are those of all layers for each pixel."""
     if device.gpu is None:
         fitting = _rows_on_cpu((height, width))
     else:
@@ -217,8 +211,7 @@ def set_precision(precision: str, kind: str) -> None:
     """
     if kind == "cpu" and precision != FLOAT32:
         raise OptionError(
-            f"runtime.precision: a CPU computes in float32 and TensorFlow sees no GPU here, got {precision}. Expected float32, "
-            "or a GPU. Leave it out, or install the `gpu` extra (tensorflow[and-cuda])."
+            f"runtime.precision: a CPU computes in float32 and TensorFlow sees no GPU here, got {precision}. Expected float32."
         )
     tf.config.experimental.enable_tensor_float_32_execution(precision == TENSOR_FLOAT)
 

@@ -158,10 +158,10 @@ class KerasTable:
         for word in (word.strip() for word in words):
             matched = list(layers) if word == "all" else fnmatch.filter(layers, word)
             if not matched:
+                near = ", ".join(nearest(word, layers).split(", ")[:NAMED])
                 raise OptionError(
-                    f"layers: no map or vector of {model_name(self.model)} matches, got {word!r}. Expected e.g. "
-                    f"{', '.join(nearest(word, layers).split(', ')[:NAMED])}. "
-                    f"Run `python -m pipeline.layers network=keras network.model={self.model}` for the whole table."
+                    f"layers: no map or vector of {model_name(self.model)} matches, got {word!r}. Expected e.g. {near}. "
+                    f"See `python -m pipeline.layers network=keras network.model={self.model}`."
                 )
             chosen.update(matched)
         return tuple(feature.layer for name, feature in layers.items() if name in chosen)
@@ -304,14 +304,14 @@ def load_keras(
     seed: int,
     log: Callable[[str], None],
 ) -> KerasWeights:
-    """Return a model with its weights.
+    """Return a model with its weights, for images of (height, width) px.
 
     Args:
         model: As :func:`check_model` returns it.
         source: ``imagenet``: those that Keras has published, from its cache or downloaded, and of a file its own; ``random``: He
-            normal; else the path of a file that Keras has saved for this model.
+            normal by the seed; else the path of a file that Keras has saved for this model.
         preprocess: One of :data:`MODES`, or ``auto``: the model's own; of a file, ``none``.
-        size_px: (height, width) of the images.
+        size_px: Of the images.
         layers: That are wanted.
         seed: Of the random weights.
         log: Takes lines for the user.
@@ -324,10 +324,7 @@ def load_keras(
     # Keras takes the published weights of a classifier for one size of images alone.
     has_classifier = not is_file(model) and layers[-1].network_index >= _classifier_index(KerasTable(model, size_px).layers())
     if not is_file(model) and _ADJUSTED.fullmatch(Path(source).name):
-        raise WeightsError(
-            f"network.weights: Keras divides the input of {model} once more for its own files, got {source!r}. "
-            f"Expected network.weights=imagenet. Put the file in {_cache()}."
-        )
+        raise _refusal(model, source, "Keras adds a layer for its own files, which network.weights=imagenet takes from its cache")
 
     def build(classifier: bool) -> tuple[str, list[tuple[str, NDArray[Any]]]]:
         import keras
@@ -381,16 +378,12 @@ def _classifier_index(table: Mapping[str, FeatureSpec]) -> int:
 
 
 def _refusal(model: str, source: str, words: str) -> WeightsError:
+    # Source of where Keras keeps published weights: ``keras/src/backend/config.py``.
+    cache = Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
     return WeightsError(
         f"network.weights: {source} cannot be used for {model_name(model)}, got: {words}. Expected what Keras has saved or "
-        f"published for this model, and images of a size that it takes. Put what cannot be downloaded into {_cache()}, or run "
-        "again with network.weights=random for seeded untrained weights."
+        f"published for it. Put what cannot be downloaded into {cache}, or use network.weights=random, which are untrained."
     )
-
-
-def _cache() -> Path:
-    """Return where Keras keeps published weights. Source: ``keras/src/backend/config.py``."""
-    return Path(os.environ.get("KERAS_HOME") or "~/.keras", "models")
 
 
 def _random(arrays: Sequence[tuple[str, NDArray[Any]]], seed: int) -> list[tuple[str, NDArray[Any]]]:

@@ -38,13 +38,10 @@ Layers = Callable[..., Iterable[tuple[str, Any]]]
 
 
 class Segment(NamedTuple):
-    """Layers up to the next one whose activations are needed as a whole: its name, a function of inputs, and what is wanted.
+    """Layers up to the next one whose activations are needed as a whole."""
 
-    The function gives the last layer's activations, which the next segment takes, or None; and the values of the features.
-    """
-
-    name: str
-    function: Function
+    name: str  # of its last layer
+    function: Function  # inputs -> the last layer's activations, which the next segment takes, or None; values of the features
     features: Sequence[FeatureSpec]
 
 
@@ -152,24 +149,18 @@ class Network:
 
     def _in_engine(self, part: Any, features: Sequence[FeatureSpec]) -> Function:
         """Return the function of a segment that the CPU's engine computes; its threads reduce what they have just computed."""
-        reducers = {
-            feature.name: (feature.layer.name, prepare(feature, self._shapes.get(feature.layer.name), on_host, self.transforms))
-            for feature in features
-            if feature.reductions
-        }
+        reduced = [feature for feature in features if feature.reductions]
+        reducers = [prepare(each, self._shapes.get(each.layer.name), on_host, self.transforms) for each in reduced]
 
         def segment(images: Any) -> tuple[Any, list[Any]]:
-            vectors = {
-                feature.name: np.empty((images.shape[0], feature.channels), np.float32)
-                for feature in features
-                if feature.reductions
-            }
+            vectors = {feature.name: np.empty((images.shape[0], feature.channels), np.float32) for feature in reduced}
 
             def reduce(row: int, values: NDArray[np.float32], means: Mapping[str, NDArray[np.float32]]) -> None:
-                for name, (layer, reducer) in reducers.items():
-                    vectors[name][row] = reducer(means.get(layer, values))
+                for feature, reducer in zip(reduced, reducers, strict=True):
+                    # The mean of a layer on the way is a map of one position, of which "avg" changes nothing.
+                    vectors[feature.name][row] = reducer(means.get(feature.layer.name, values))
 
-            kept = part(images, reduce if reducers else None)
+            kept = part(images, reduce if reduced else None)
             return kept, [Pending(vectors[one.name], kept.groups) if one.reductions else kept for one in features]
 
         return segment
@@ -275,14 +266,13 @@ class DeviceFunctions:
         fills: Whether every step has as many rows as a whole batch, the last ones of no image: a device sees one shape, and its
             arithmetic is the same however many rows a batch has.
         warn: Told when a step is halved.
-        most_rows: Of a step.
     """
 
     network: Layers
     resize: ResizeSpec | None
     fills: bool = False
     warn: Callable[[str], object] = print
-    most_rows: int = sys.maxsize
+    most_rows: int = field(default=sys.maxsize, init=False)  # of a step
     _tuned: set[int] = field(default_factory=set, init=False)
     _tuning: threading.Lock = field(default_factory=threading.Lock, init=False)
 

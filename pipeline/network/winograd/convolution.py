@@ -68,11 +68,7 @@ class Maps(NamedTuple):
 
 
 class Workspace(threading.local):
-    """What a thread computes with: the kernels, and memory that it uses again and again: by name, as large as was ever asked for.
-
-    Args:
-        code: The kernels, for all numbers of channels that occur.
-    """
+    """What a thread computes with: the kernels, and memory that it uses again: by name, as large as was ever asked for."""
 
     def __init__(self, code: MachineCode) -> None:
         self.code = code
@@ -167,13 +163,7 @@ class Pass:
         return [Strip(first, stop - first) for first, stop in itertools.pairwise(bounds)]
 
     def run(self, workspace: Workspace, maps: Maps, strip: Strip) -> None:
-        """Compute the rows of a strip of every image.
-
-        Args:
-            workspace: The kernels, and memory for what is between them.
-            maps: Of images of one size.
-            strip: From :meth:`strips`.
-        """
+        """Compute the rows of a strip, one of :meth:`strips`, of every image; the workspace is the thread's."""
         sources, targets = strip.of(maps.sources), strip.of(maps.outputs)
         last = self.winograd or self.direct
         if self.pooling:
@@ -216,28 +206,19 @@ class Pass:
         scratch = workspace.take("tile", PLANES, max(channels, count)).ctypes.data
         for image, source in enumerate(sources):
             start = data + image * tiles * channels * FLOAT_BYTES
-            code["transform_input"](
-                *(source, height, width, channels, strip.first, strip.rows, columns),
-                *(start, data_plane, scratch),
-            )
-        code[f"multiply_{channels}"](
-            *(data, data_plane, convolution.kernel.ctypes.data, products, products_plane),
-            *(images * tiles, count),
-        )
-        is_summed = any(layer in maps.sums for layer in convolution.layers)
-        transform = code["transform_output_summed" if is_summed else "transform_output"]
-        unused = workspace.take("unused", 1, strip.rows * TILE, count)
+            code["transform_input"](source, height, width, channels, strip.first, strip.rows, columns, start, data_plane, scratch)
+        kernel, bias = convolution.kernel.ctypes.data, convolution.bias.ctypes.data
+        code[f"multiply_{channels}"](data, data_plane, kernel, products, products_plane, images * tiles, count)
+        # Of the convolution and of the ReLU, if either is wanted.
+        summed = (*convolution.layers, "")[:2] if maps.sums.keys() & convolution.layers else ()
+        transform = code["transform_output_summed" if summed else "transform_output"]
+        unused = workspace.take("unused", strip.rows * TILE, count)
+        area = height, width, count, strip.first, strip.rows, columns
         for image, target in enumerate(targets):
             start = products + image * tiles * count * FLOAT_BYTES
-            sums = []
-            if is_summed:
-                wanted = (maps.sums.get(layer) for layer in (*convolution.layers, "")[:2])
-                sums = [unused[0] if of_all is None else strip.of(of_all)[image] for of_all in wanted]
-            transform(
-                *(start, products_plane, convolution.bias.ctypes.data, convolution.floor),
-                *(height, width, count, strip.first, strip.rows, columns),
-                *(target.ctypes.data, scratch, *(of_rows.ctypes.data for of_rows in sums)),
-            )
+            sums = [strip.of(maps.sums[layer])[image] if layer in maps.sums else unused for layer in summed]
+            places = [rows.ctypes.data for rows in (target, *sums)]
+            transform(start, products_plane, bias, convolution.floor, *area, places[0], scratch, *places[1:])
 
 
 def _convolve_colours(
@@ -255,10 +236,9 @@ def _convolve_colours(
     padded[above - first + 1 : below - first + 1, 1:-1] = source[above:below]
     # What is added up before the ReLU is rectified in a step of its own.
     is_summed = any(layer in maps.sums for layer in convolution.layers)
-    workspace.code["convolve_colours"](
-        *(padded.ctypes.data, width + 2, convolution.kernel.ctypes.data, convolution.bias.ctypes.data),
-        *(NO_FLOOR if is_summed else floor, rows, width, len(convolution.bias), target.ctypes.data),
-    )
+    kernel, bias, least = convolution.kernel.ctypes.data, convolution.bias.ctypes.data, NO_FLOOR if is_summed else floor
+    area = rows, width, len(convolution.bias)
+    workspace.code["convolve_colours"](padded.ctypes.data, width + 2, kernel, bias, least, *area, target.ctypes.data)
     if is_summed:
         start = strip.first * TILE
         for layer, sums in zip(convolution.layers, workspace.rectify(target, target, floor), strict=False):
@@ -266,13 +246,9 @@ def _convolve_colours(
 
 
 def prepare_convolution(kernel: Array, bias: Array, processor: Processor, *layers: str) -> Convolution:
-    """Prepare a convolution: direct of an image's three channels, else by Winograd's algorithm.
+    """Prepare a convolution of a kernel (3, 3, cin, cout): direct of an image's three channels, else by Winograd's algorithm.
 
-    Args:
-        kernel: (3, 3, cin, cout) float32, as ``tf.nn.conv2d`` takes it.
-        bias: (cout,) float32.
-        processor: Whose code will read it.
-        layers: As of :class:`Convolution`.
+    The code of the processor will read it; ``layers`` are those of :class:`Convolution`.
     """
     channels, count = kernel.shape[2:]
     block = processor.lanes * processor.columns
