@@ -20,7 +20,7 @@ from pipeline.errors import DatasetError, ImageError
 from pipeline.images.folder import list_address, list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
-from pipeline.images.reading import RemoteImages, read_again, read_image
+from pipeline.images.reading import READS_AT_ONCE, RemoteImages, read_again, read_image
 from pipeline.records import Manifest
 from pipeline.storage import RemotePath, StorageError
 
@@ -135,7 +135,7 @@ def test_more_images_are_on_their_way_than_are_decoded_and_no_more_than_that(mon
     statuses = [status for batch in ImageLoader(manifest, np.arange(200), batch_size=8, workers=2) for status in batch.statuses]
     assert [status.index for status in statuses] == list(range(200))
     assert {status.file_bytes for status in statuses} == {1000}
-    assert 8 < most[0] <= RemoteImages.reads_at_once
+    assert 8 < most[0] <= READS_AT_ONCE
 
 
 # -- Lists

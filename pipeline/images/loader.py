@@ -2,14 +2,13 @@
 
 ``from_tensor_slices(rows) -> map(read, hash, decode, prepare) -> padded_batch -> prefetch``. Its elements carry the images:
 
-=========== ======================== =====================================================================================
-``image``   (B, h, w, 3) uint8       the batch's canvas, as large as its largest sides (products of matrices take any shape,
-                                     so none is rounded up): image i fills the top left corner of row i, zero beside it;
-                                     or, where the loader resizes, (B, H, W, 3) float32 of one size, mean removed
-``numbers`` (B, 6) int64             row of the run; height and width in px after EXIF orientation, before resizing; bytes
-                                     of the file; height and width of what the canvas holds
-``texts``   (B, 2) string            why the row failed, ``""`` if it has not; SHA-256 of the file, hex
-=========== ======================== =====================================================================================
+=========== ==================== =========================================================================================
+``image``   (B, h, w, 3) uint8   the batch's canvas, as large as its largest sides: image i fills the top left corner of row
+                                 i, zero beside it; or, where the loader resizes, (B, H, W, 3) float32 of one size, mean removed
+``numbers`` (B, 6) int64         row of the run; height and width in px after EXIF orientation, before resizing; bytes of the
+                                 file; height and width of what the canvas holds
+``texts``   (B, 2) string        why the row failed, ``""`` if it has not; SHA-256 of the file, hex
+=========== ==================== =========================================================================================
 
 A bad image is a failed status and never an exception, which would take its row out of the dataset without a word. Whatever else
 goes wrong stops the run. Runs on the host's CPU, also where there is a GPU.
@@ -21,7 +20,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from ..errors import DatasetError, ImageError
 from ..records import Batch, ImageStatus, Manifest
 from .decode import MAX_PIXELS, decode_image
-from .reading import read_image, words_for
+from .reading import READS_AT_ONCE, RemoteImages, read_image, words_for
 
 # tf.data bounds how many images it holds, not how large they are. Above this number of pixels they share MAX_PIXELS among them:
 # each thread may decode a photograph, but not each a decompression bomb.
@@ -49,17 +48,15 @@ _CPU = "/CPU:0"
 class ImageLoader:
     """Reads, hashes and decodes rows, in their order, ahead of whoever iterates over it.
 
-    One batch waits, one is being filled, and each thread holds a file more, or what ``prepare`` leaves of its image. As many
-    threads as there are workers may hold one at full size, and all those above :data:`LARGE_PIXELS` together no more than one
-    image may have, :data:`~pipeline.images.decode.MAX_PIXELS`. Errors in the statuses begin with a stable word: ``missing``,
-    ``unreadable``, ``not a regular file``, or one of :func:`~pipeline.images.decode.decode_image`'s.
+    One batch waits, one is being filled, and each thread holds a file more, or what ``prepare`` leaves of its image. Errors in
+    the statuses begin with a stable word: ``missing``, ``unreadable``, ``not a regular file``, or one of
+    :func:`~pipeline.images.decode.decode_image`'s.
 
     Attributes:
         manifest: The rows of the run.
         indices: (N,) int64, which of them to load.
         batch_size: Rows a batch; the last may have fewer. None: native size, a batch's images have one height and width.
-        workers: Images decoded at the same time. More are read: of a source ``reads_at_once``, else :data:`LOCAL_READS`; but not
-            at native size, where no more images than that may fit into memory.
+        workers: Images decoded at the same time. More are read, but not at native size, where no more may fit into memory.
         prepare: (h, w, 3) uint8 RGB -> what the batch holds of it, in the worker; may raise ``ImageError``. It must bound the
             sides, since a batch's canvas is as large as the largest.
         size_px: (H, W) where ``prepare`` gives (H, W, 3) float32. None: it gives (h', w', 3) uint8.
@@ -80,14 +77,14 @@ class ImageLoader:
     dataset: tf.data.Dataset = field(init=False)
 
     def __post_init__(self) -> None:
-        self._pixels = _PixelSemaphore(self.workers)
+        self._decoding = _PixelSemaphore(self.workers)
         self._error: BaseException | None = None
         with tf.device(_CPU):
             self.dataset = self._make()
 
     def _make(self) -> tf.data.Dataset:
-        reads = getattr(self.manifest.source, "reads_at_once", LOCAL_READS) if self.batch_size else 1
-        calls = max(self.workers, reads)
+        reads = READS_AT_ONCE if isinstance(self.manifest.source, RemoteImages) else LOCAL_READS
+        calls = max(self.workers, reads) if self.batch_size else self.workers
         rows = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
         # AutoGraph would find nothing to convert, and writes files that a kill leaves in the folder for temporary ones.
         element = tf.autograph.experimental.do_not_convert(self._element)
@@ -101,7 +98,7 @@ class ImageLoader:
         return images.prefetch(1).with_options(options)
 
     def _element(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Return the element of a row, as the table above has it; at native size it is a batch already."""
+        """Return the element of a row; at native size it is a batch already."""
         image = tf.float32 if self.size_px else tf.uint8
         found = tf.numpy_function(self._load_or_stop, [row], (image, tf.int64, tf.string))
         # Known beforehand: tf.ensure_shape would be an operation more for each image.
@@ -120,13 +117,18 @@ class ImageLoader:
             raise
 
     def _load(self, row: int) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.object_]]:
-        """Read, hash, decode and prepare the image of a row; return image, numbers and texts. Runs in tf.data's threads."""
+        """Return image, numbers and texts of a row. Runs in tf.data's threads."""
         image = None
         data, error, sha256, (height, width) = b"", "", "", (0, 0)
         try:
             data = read_image(self.manifest[row])
             sha256 = hashlib.sha256(data).hexdigest()
-            with self._pixels.for_one_image() as admit:
+            with self._decoding.room_for(1, 0), ExitStack() as large:
+
+                def admit(pixels: int) -> None:
+                    if pixels > LARGE_PIXELS:
+                        large.enter_context(self._decoding.room_for(0, pixels))
+
                 decoded, (height, width) = decode_image(data, self.ratio_for, admit)
                 image = self.prepare(decoded)
         except (ImageError, OSError, MemoryError) as problem:
@@ -191,31 +193,19 @@ def _join_equal_sizes(batches: Iterable[Batch], most_rows: Callable[[int, int], 
 
 
 class _PixelSemaphore:
-    """Bounds how many images are decoded at the same time, and the pixels of large ones; no image has more than all."""
+    """Bounds how many images are decoded at the same time, and the pixels of the large ones among them."""
 
     def __init__(self, images: int) -> None:
-        self._images, self._pixels = images, MAX_PIXELS
-        self._changed = threading.Condition()
+        self._images, self._pixels, self._changed = images, MAX_PIXELS, threading.Condition()
 
-    def _take(self, images: int, pixels: int) -> None:
+    @contextmanager
+    def room_for(self, images: int, pixels: int) -> Iterator[None]:
         with self._changed:
             self._changed.wait_for(lambda: self._images >= images and self._pixels >= pixels)
             self._images, self._pixels = self._images - images, self._pixels - pixels
-            self._changed.notify_all()
-
-    @contextmanager
-    def for_one_image(self) -> Iterator[Callable[[int], None]]:
-        """Wait for others to end; give what waits until an image of so many pixels fits in; they count until this ends."""
-        taken = 0
-
-        def admit(pixels: int) -> None:
-            nonlocal taken
-            if pixels > LARGE_PIXELS:
-                self._take(0, pixels)
-                taken = pixels
-
-        self._take(1, 0)
         try:
-            yield admit
+            yield
         finally:
-            self._take(-1, -taken)
+            with self._changed:
+                self._images, self._pixels = self._images + images, self._pixels + pixels
+                self._changed.notify_all()

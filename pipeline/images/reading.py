@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..errors import DatasetError, ImageError
 from ..records import ImageRecord
 from ..storage import RemotePath, StorageError, is_address, is_web
 from .decode import decode_image
+from .resize import ResizeSpec, dct_reduction
 
 # No photograph is larger; reading on would risk the memory for a disk image that somebody named .tif.
 MAX_FILE_BYTES = 2**30
@@ -33,11 +35,11 @@ def read_image(record: ImageRecord) -> bytes:
     """Read an image whole.
 
     Raises:
-        ImageError: It cannot be used: no regular file, larger than :data:`MAX_FILE_BYTES`, or changed while it is read.
+        ImageError: It is no regular file, larger than :data:`MAX_FILE_BYTES`, or changes while it is read.
         OSError: It is missing or cannot be read.
         DatasetError: The storage refuses everything, or does not answer: no fault of the image.
     """
-    return read_file(record.path) if record.source is None else record.source.read(record)
+    return _read_file(record.path) if record.source is None else record.source.read(record)
 
 
 def words_for(error: Exception) -> str:
@@ -51,8 +53,7 @@ def words_for(error: Exception) -> str:
     return f"unreadable: {(error.strerror or ' '.join(str(error).split())[:200] or type(error).__name__).lower()}"
 
 
-def read_file(path: str) -> bytes:
-    """Read a regular file whole; raises as :func:`read_image` does."""
+def _read_file(path: str) -> bytes:
     with open_regular(path) as file:
         before = os.fstat(file.fileno())
         refuse_too_large(before.st_size)
@@ -128,18 +129,16 @@ class RemoteImages:
         is_list: Whether a list names them, perhaps on very many web servers: one that does not answer fails its images. Any other
             storage stops the run.
         kind: As stored with the run.
-        reads_at_once: How many reads are worth having under way; see :mod:`.loader`.
     """
 
     written: NDArray[np.float64]
     is_list: bool = False
     kind: ClassVar[str] = "address"
-    reads_at_once: ClassVar[int] = READS_AT_ONCE
 
     def read(self, record: ImageRecord) -> bytes:
         """Read one image whole, as :func:`read_image`."""
         if not is_address(record.path):
-            return read_file(record.path)
+            return _read_file(record.path)
         refuse_too_large(record.file_bytes)
         # Of a list, nobody has asked a web server; and some say no size.
         is_known = record.file_bytes > 0 or not is_web(record.path)
@@ -160,14 +159,11 @@ class RemoteImages:
         return (float(self.written[record.place]) if record.place >= 0 else 0.0) or float("inf")
 
 
-# -- For somebody to look at ---------------------------------------------------------------------------------------------------
-
-
 def read_again(record: ImageRecord, sha256: str = "") -> bytes:
     """Read an image for the sake of looking at it; a storage that does not answer is no reason to stop then.
 
     Raises:
-        ImageError: It cannot be read, for the reason given; or the file has another SHA-256 than the one that is given, if any.
+        ImageError: It cannot be read, or has another SHA-256 than the one that is given.
     """
     try:
         data = read_image(record)
@@ -181,16 +177,9 @@ def read_again(record: ImageRecord, sha256: str = "") -> bytes:
 
 
 def thumbnail(record: ImageRecord, sha256: str, side_px: int) -> NDArray[np.uint8]:
-    """Return a copy of an image whose longer side has so many px at most, (h, w, 3) uint8 RGB.
-
-    Raises:
-        ImageError: As of :func:`read_again`.
-    """
-
-    def ratio_for(height: int, width: int) -> int:
-        return next((ratio for ratio in (8, 4, 2) if max(height, width) >= 2 * ratio * side_px), 1)
-
-    pixels, _ = decode_image(read_again(record, sha256), ratio_for)
+    """Return a copy of an image whose longer side has so many px at most, (h, w, 3) uint8 RGB; raises as :func:`read_again`."""
+    fitting = ResizeSpec((side_px, side_px), "pad", "lanczos")
+    pixels, _ = decode_image(read_again(record, sha256), partial(dct_reduction, spec=fitting))
     picture = Image.fromarray(pixels)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     return np.asarray(picture)

@@ -1,15 +1,13 @@
-"""Bring images to one size as Pillow does: where each pixel comes from, on the host and in batches on a device.
+"""Bring images to one size as Pillow does, on the host and in batches on a device.
 
-Resampling is separable: each axis is a product with a matrix of weights, a filter around the centre of every output position,
-widened where the image shrinks. Three ways give the same picture:
+Each axis is a product with a matrix of weights: a filter around the centre of every output position, widened where the image
+shrinks. ``bicubic`` and ``lanczos`` overshoot at hard edges, so each pass is cut off at 0 and 255, and their order is Pillow's.
 
-- :func:`resize_batch`: a whole batch in one canvas, two matrix products on the device (a GPU, or TensorFlow on a CPU).
-- :func:`resize_on_host`: one image by sparse products, in the loader, where the network itself runs on the CPU.
-- :func:`fit_canvas`: before either, in the loader. An image with a side above :data:`CANVAS_SIDE_PX` would make a canvas too
-  large for a batch, so Pillow resizes it, as all where the filter is ``nearest``. That leaves nothing to be scaled.
-
-The first two agree with the same sums in float64 within 0.01 grey levels. ``bicubic`` and ``lanczos`` overshoot at hard edges, so
-each pass is cut off at 0 and 255 and the order of the passes is Pillow's.
+- :func:`fit_canvas`, first, in the loader: an image with a side above :data:`CANVAS_SIDE_PX` would make a canvas too large for a
+  batch, so Pillow resizes it, as all where the filter is ``nearest``. That leaves nothing to be scaled.
+- :func:`resize_batch`: a batch in one canvas, two matrix products on the device (a GPU, or TensorFlow on a CPU); or
+- :func:`resize_on_host`: one image by sparse products, in the loader, where the network itself runs on the CPU. Both agree with
+  the same sums in float64 within 0.01 grey levels.
 """
 
 from __future__ import annotations
@@ -49,10 +47,9 @@ class ResizeSpec:
 
     Attributes:
         size_px: (height, width) of the result.
-        mode: ``squash``: both sides to size, proportions lost. ``crop``: the image is scaled to cover the size, its long
-            side rounded down (as torchvision's Resize), and the centre is kept. ``pad``: scaled to fit inside, centred, the
-            rest filled with the mean colour, which is zero after the mean is removed.
-        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``; all but the first antialiased as Pillow's.
+        mode: ``squash``: both sides to size. ``crop``: scaled to cover the size, the long side rounded down (as torchvision's
+            Resize), and the centre kept. ``pad``: scaled to fit inside, centred, the rest zero after the mean is removed.
+        interpolation: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``.
     """
 
     size_px: tuple[int, int]
@@ -96,15 +93,14 @@ def place_image(height: int, width: int, spec: ResizeSpec) -> Geometry:
     if not height:
         return NO_IMAGE
     size, target, scaled = (height, width), spec.size_px, [*spec.size_px]
-    if spec.mode != "squash":
-        needs_larger_scale = 0 if target[0] * width >= target[1] * height else 1
-        # One side has the target's length, the other keeps the proportions.
-        side = needs_larger_scale if spec.mode == "crop" else 1 - needs_larger_scale
-        other = 1 - side
-        if spec.mode == "crop":
-            scaled[other] = max(target[other], target[side] * size[other] // size[side])
-        else:
-            scaled[other] = max(1, min(target[other], round(target[side] * size[other] / size[side])))
+    # One side has the target's length, the other keeps the proportions.
+    larger_scale = 0 if target[0] * width >= target[1] * height else 1
+    if spec.mode == "crop":
+        side, other = larger_scale, 1 - larger_scale
+        scaled[other] = max(target[other], target[side] * size[other] // size[side])
+    elif spec.mode == "pad":
+        side, other = 1 - larger_scale, larger_scale
+        scaled[other] = max(1, min(target[other], round(target[side] * size[other] / size[side])))
     # Source: torchvision CenterCrop rounds half the surplus to even.
     surplus = [have - want for have, want in zip(scaled, target, strict=True)]
     return Geometry(height, width, *scaled, *(round(px / 2) if px >= 0 else -(-px // 2) for px in surplus))
@@ -116,18 +112,15 @@ def dct_reduction(height: int, width: int, spec: ResizeSpec) -> int:
     Both sides stay at least twice what they are scaled to, so that the antialiased filter still decides what is seen.
     """
     place = place_image(height, width, spec)
-    reduction = min(height / place.scaled_height, width / place.scaled_width) / 2.0
-    return 2 ** min(3, max(0, math.floor(math.log2(reduction)))) if reduction >= 1.0 else 1
-
-
-# -- In the loader, whatever the backend ---------------------------------------------------------------------------------------
+    shrinks = min(height / place.scaled_height, width / place.scaled_width)
+    return next((ratio for ratio in (8, 4, 2) if shrinks >= 2 * ratio), 1)
 
 
 def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
-    """Return what a batch holds of an image: itself, or its final pixels where it is too large or the filter is ``nearest``.
+    """Return what a batch holds of an image, (h, w, 3) RGB, sides at most :data:`CANVAS_SIDE_PX` or those of the result.
 
-    (h, w, 3) RGB become (h', w', 3), sides at most :data:`CANVAS_SIDE_PX` or those of the result, which :func:`place_image`
-    neither scales nor moves.
+    It is the image, or its final pixels where it is too large or the filter is ``nearest``: :func:`place_image` does not scale or
+    move those.
     """
     if spec.interpolation != "nearest" and max(pixels.shape[:2]) <= CANVAS_SIDE_PX:
         return pixels
@@ -144,17 +137,10 @@ def fit_canvas(pixels: Pixels, spec: ResizeSpec) -> Pixels:
     return np.ascontiguousarray(scaled[rows.start : rows.stop, columns.start : columns.stop])
 
 
-# -- On the host ---------------------------------------------------------------------------------------------------------------
-
-
 def resize_on_host(
     pixels: Pixels, spec: ResizeSpec, mean_pixel: NDArray[np.floating], scale_pixel: NDArray[np.floating] | None = None
 ) -> Array:
-    """Resize one image, (h, w, 3) RGB as decoded, and standardise it as :func:`standardise`.
-
-    Returns:
-        (H, W, 3) RGB, zero where the image is padded.
-    """
+    """Resize one image, (h, w, 3) RGB as decoded, and :func:`standardise` it: (H, W, 3), zero where it is padded."""
     pixels = fit_canvas(pixels, spec)
     place = place_image(*pixels.shape[:2], spec)
     # Rows of R, G, B, R, G, B ...: NumPy moves pairs of axes ten times as fast as triples of numbers.
@@ -165,7 +151,7 @@ def resize_on_host(
         source, scaled, seen = place[axis], place[2 + axis], place.seen(axis, spec)
         if scaled == source == len(seen):
             continue
-        matrix = axis_matrix(source, scaled, seen, spec.interpolation, COLOURS if axis else 1)
+        matrix = _axis_matrix(source, scaled, seen, spec.interpolation, COLOURS if axis else 1)
         # A sparse product adds up whole rows of its right factor, so what is resampled must be that one's first axis.
         product = matrix @ (np.ascontiguousarray(values.T) if axis else values)
         if is_clipped:
@@ -184,15 +170,10 @@ def resize_on_host(
 
 
 @functools.lru_cache(256)
-def axis_matrix(source: int, scaled: int, seen: range, interpolation: str, interleaved: int = 1) -> Any:
-    """Return the weights that turn the pixels of one axis into the result's, in float64 as Pillow's, then rounded to float32.
+def _axis_matrix(source: int, scaled: int, seen: range, interpolation: str, interleaved: int) -> Any:
+    """Return the weights of one axis, in float64 as Pillow's, then rounded to float32.
 
-    Args:
-        source: Length of the image along the axis, px.
-        scaled: Length it is scaled to.
-        seen: Positions in the scaled image that the result shows.
-        interpolation: The filter; ``nearest`` has been picked already, and is not scaled any more.
-        interleaved: Values of each pixel that lie one after the other along the axis.
+    The axis has ``source`` pixels of ``interleaved`` values each; ``seen`` of its ``scaled`` positions are in the result.
 
     Returns:
         ``scipy.sparse.csr_array`` (len(seen) * interleaved, source * interleaved), of rows that sum to 1.
@@ -229,14 +210,8 @@ def _weigh(interpolation: str, x: Any, library: Any) -> Any:
     return library.where(x < 3.0, library.sin(angle) * library.sin(angle / 3.0) * 3.0 / angle**2, 0.0)
 
 
-# -- On the device -------------------------------------------------------------------------------------------------------------
-
-
 def standardise(images: Any, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None) -> Any:
-    """Subtract the mean colour from images, and divide by the scale where there is one.
-
-    Images are (..., 3) RGB in 0..255, float32, of NumPy or TensorFlow; mean and scale (3,) R, G, B in 0..255.
-    """
+    """Subtract the mean colour from images, (..., 3) RGB in 0..255, float32 of NumPy or TensorFlow, and divide by the scale."""
     images = images - mean_pixel.astype(np.float32)
     return images if scale_pixel is None else images / scale_pixel.astype(np.float32)
 
@@ -248,15 +223,13 @@ def resize_batch(
     mean_pixel: NDArray[np.float64],
     scale_pixel: NDArray[np.float64] | None = None,
 ) -> tf.Tensor:
-    """Resize a batch and standardise it: two batched matrix products, no loop over images.
-
-    Every operation has a kernel for GPUs. The weights are computed here from the sides of each image.
+    """Resize a batch and standardise it: two batched matrix products of operations that all have a kernel for GPUs.
 
     Args:
         canvas: (B, h, w, 3) uint8 RGB; image i fills the top left corner of row i.
         geometry: (B, 6) float64, the :class:`Geometry` of each; :data:`NO_IMAGE` gives a row of zeros.
         spec: Of the run.
-        mean_pixel: As of :func:`standardise`, as the next.
+        mean_pixel: (3,) R, G, B in 0..255, as the next.
         scale_pixel: None: nothing is divided.
 
     Returns:
@@ -266,12 +239,8 @@ def resize_batch(
 
     place = Geometry(*tf.unstack(geometry, num=6, axis=1))
     canvas_height, canvas_width = tf.unstack(tf.shape(canvas)[1:3])
-    rows, seen_rows = _axis_weights(
-        place.height, place.scaled_height, place.top, spec.size_px[0], canvas_height, spec.interpolation
-    )
-    columns, seen_columns = _axis_weights(
-        place.width, place.scaled_width, place.left, spec.size_px[1], canvas_width, spec.interpolation
-    )
+    rows, seen_rows = _axis_weights(place, 0, canvas_height, spec)
+    columns, seen_columns = _axis_weights(place, 1, canvas_width, spec)
     # Planes, so that both axes are a product of matrices: B x 3 x h x w. First to a type that GPUs can transpose.
     planes = tf.transpose(tf.cast(canvas, tf.float32), [0, 3, 1, 2])
 
@@ -289,23 +258,20 @@ def resize_batch(
     return tf.ensure_shape(tf.where(seen, images, 0.0), (None, *spec.size_px, 3))
 
 
-def _axis_weights(
-    lengths: tf.Tensor, scaled: tf.Tensor, offsets: tf.Tensor, target: int, positions: tf.Tensor, interpolation: str
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the weights of one axis, (B, target, positions) float32, and which outputs show the image, (B, target).
-
-    Centres are computed in float64, where a pixel's position is exact enough; what is left of them is below a pixel.
-    """
+def _axis_weights(place: tuple[tf.Tensor, ...], axis: int, positions: tf.Tensor, spec: ResizeSpec) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the weights of one axis, (B, target, positions) float32, and which outputs show the image, (B, target)."""
     import tensorflow as tf
 
+    lengths, scaled, offsets = place[axis], place[2 + axis], place[4 + axis]
+    # Centres in float64, where a pixel's position is exact enough; what is left of them is below a pixel.
     scale = lengths / tf.maximum(scaled, 1.0)
     widened = tf.maximum(scale, 1.0)
-    outputs = offsets[:, None] + tf.constant(np.arange(target), tf.float64)
+    outputs = offsets[:, None] + tf.constant(np.arange(spec.size_px[axis]), tf.float64)
     centers = (outputs + 0.5) * scale[:, None]
     whole = tf.floor(centers)
     sources = tf.range(tf.cast(positions, tf.float32))
     distance = (sources - tf.cast(whole, tf.float32)[:, :, None]) + (0.5 - tf.cast(centers - whole, tf.float32))[:, :, None]
-    weights = _weigh(interpolation, distance / tf.cast(widened, tf.float32)[:, None, None], tf)
+    weights = _weigh(spec.interpolation, distance / tf.cast(widened, tf.float32)[:, None, None], tf)
     weights = tf.where(sources < tf.cast(lengths, tf.float32)[:, None, None], weights, 0.0)
     weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, 2, keepdims=True))
     seen = (outputs >= 0.0) & (outputs < scaled[:, None])
