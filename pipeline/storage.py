@@ -1,12 +1,13 @@
 """Files and folders at addresses, ``s3://bucket/folder``, by fsspec: :class:`RemotePath` stands where a ``pathlib.Path`` does.
 
-An HDF5 file is made in a scratch folder on this machine and uploaded once it is whole; all else is written by one request. Files
-are read where they are, in blocks. fsspec is loaded with the first address that is used.
+An HDF5 file is made in a scratch folder on this machine and uploaded once it is whole; all else is written by one request. HDF5
+reads files where they are, in blocks. fsspec is loaded with the first address that is used.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import re
@@ -45,8 +46,6 @@ _OBJECT_STORES = (*_EXTRAS, "az", "abfs", "abfss")
 # What HDF5 reads of a shard before its chunks lies at its beginning and at its end.
 BLOCK_BYTES, BLOCKS_KEPT = 1 << 18, 32
 FILES_AHEAD = 16
-# Of a file that is read from its beginning to its end.
-STREAM_BYTES = 8 << 20
 
 # In names of exceptions and codes of S3: errors of the storage as a whole, by which no single file is meant.
 _OF_ALL_FILES = re.compile(
@@ -87,11 +86,7 @@ def expanded(text: str) -> Path:
 
 
 def path_of(key: str, text: str) -> Path:
-    """Return the path that an option names: on this machine, also of ``file://``, or at an address.
-
-    Args:
-        key: The option, for messages.
-        text: As typed.
+    """Return the path that an option, ``key``, names: on this machine, also of ``file://``, or at an address.
 
     Raises:
         OptionError: Nothing installed reads such an address; no connection is opened to find out.
@@ -106,8 +101,8 @@ def path_of(key: str, text: str) -> Path:
             extra = _EXTRAS.get(path.protocol)
             remedy = f" Run `pip install 'deep-feature-pipeline[{extra}]'`." if extra else ""
             raise OptionError(
-                f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or e.g. s3:// with the "
-                f"package that adds it to fsspec.{remedy}"
+                f"{key}: nothing reads such an address here ({error}), got {text!r}. Expected a path, or an address that an "
+                f"installed package adds to fsspec.{remedy}"
             ) from None
     return path
 
@@ -119,45 +114,23 @@ def to_address(text: str) -> Path:
     return Path(rest or "/") if protocol in ("file", "local") else RemotePath(f"{protocol}://{rest.rstrip('/')}")
 
 
-def attempt(work: Callable[[], Result], where: str) -> Result:
-    """Do what may fail for a while, again after growing pauses.
-
-    Args:
-        work: What to do; may be done more than once.
-        where: Address of the file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        PermissionError: This user may not.
-        FileExistsError: It was to be made, and is there.
-        StorageError: The storage as a whole is gone, refuses all, or does not answer after the last attempt.
-    """
-    pauses = iter(PAUSES_SECONDS)
-    while True:
-        try:
-            return work()
-        except Exception as error:
-            found = _explained(error, where)
-            if found.errno != errno.EIO or (pause := next(pauses, None)) is None:
-                raise found from error
-        time.sleep(pause * random.uniform(0.75, 1.25))
-
-
-def _explained(error: BaseException, where: str) -> OSError:
+def _explained(error: Exception, where: str) -> OSError:
     """Return what a failed request means; EIO where another attempt may help."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), 0)
-    if getattr(error, "status", 0) in _WEB_REFUSED:
-        number = errno.EACCES
-    answers = [answer for answer in (getattr(cause, "response", None) for cause in causes) if isinstance(answer, dict)]
-    names = [type(cause).__name__ for cause in causes] + [str(answer.get("Error", {}).get("Code")) for answer in answers]
+    names = ""
+    cause: BaseException | None = error
+    while cause:
+        # Of botocore's errors, the code that S3 has answered.
+        answer = getattr(cause, "response", None)
+        names += f" {type(cause).__name__} {answer.get('Error', {}).get('Code') if isinstance(answer, dict) else ''}"
+        cause = cause.__cause__
     words = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
     if not words or not isinstance(error, OSError):
         words = f"{type(error).__name__}: {words}"
-    if _OF_ALL_FILES.search(" ".join(names)):
+    if _OF_ALL_FILES.search(names):
         return StorageError(errno.EACCES, words, where)
+    number = next((number for kind, number in _OF_ONE_FILE.items() if isinstance(error, kind)), 0)
+    if getattr(error, "status", 0) in _WEB_REFUSED:
+        number = errno.EACCES
     # The last request of an upload was answered too late and made again: the file may not be there.
     if not number or "NoSuchUpload" in names:
         return StorageError(errno.EIO, f"it does not answer as it should ({words})", where)
@@ -201,20 +174,20 @@ else:
 
 @dataclass(frozen=True)
 class RemotePath(_Base):
-    """A file or folder at an address, with what a run folder asks of a path. Requests raise as :func:`attempt` does.
+    """A file or folder at an address, with what a run folder asks of a path.
+
+    What is of one file alone raises FileNotFoundError, PermissionError or FileExistsError. Where the storage as a whole is gone,
+    refuses all, or does not answer after the last attempt, all raise :class:`StorageError`.
 
     Attributes:
         text: The address, without a slash at its end.
-        local: Where on this machine this file, or what lies in this folder, is made before it is uploaded; None: as
-            :func:`scratch_for` says.
+        local: The file or folder on this machine where it is made before it is uploaded; None: as :func:`scratch_for` says.
     """
 
     text: str
     local: Path | None = field(default=None, compare=False)
     # Opened by read_ahead.
     _ahead: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
-
-    # -- Its name
 
     def __str__(self) -> str:
         return self.text
@@ -260,11 +233,17 @@ class RemotePath(_Base):
             self.download(self.scratch)
         return str(self.scratch)
 
-    # -- What is there
-
     def _ask(self, work: Callable[[Any, str], Result]) -> Result:
-        """Do what is done with fsspec's file system and the path in it."""
-        return attempt(lambda: work(*file_system(self.text)), self.text)
+        """Do what is done with fsspec's file system and the path in it, again after growing pauses where that may help."""
+        pauses = iter(PAUSES_SECONDS)
+        while True:
+            try:
+                return work(*file_system(self.text))
+            except Exception as error:
+                found = _explained(error, self.text)
+                if found.errno != errno.EIO or (pause := next(pauses, None)) is None:
+                    raise found from error
+            time.sleep(pause * random.uniform(0.75, 1.25))
 
     def _info(self) -> dict[str, Any]:
         return self._ask(lambda system, path: dict(system.info(path)))
@@ -289,7 +268,7 @@ class RemotePath(_Base):
 
     def stat(self, **how: Any) -> os.stat_result:
         info = self._info()
-        mode = stat.S_IFREG | 0o644 if info["type"] == "file" else stat.S_IFDIR | 0o755
+        mode = stat.S_IFREG if info["type"] == "file" else stat.S_IFDIR
         # Source: Python's documentation of os.stat_result: mode, inode, device, links, user, group, size, three times.
         return os.stat_result((mode, 0, 0, 1, 0, 0, info.get("size") or 0, 0, int(_modified_seconds(info)), 0))
 
@@ -321,8 +300,6 @@ class RemotePath(_Base):
             if info.get("type") == "file" and not name[start:].endswith("/"):
                 yield name[start:], int(info.get("size") or 0), _modified_seconds(info)
 
-    # -- Reading
-
     def pread(self, size: int, position: int) -> bytes:
         """Return so many bytes from a position, fewer where the file ends before, by one request."""
         data = self._ask(lambda system, path: bytes(system.cat_file(path, start=position, end=position + size)))
@@ -335,10 +312,12 @@ class RemotePath(_Base):
 
     def open(self, mode: str = "rb", *how: Any, **named: Any) -> IO[Any]:  # type: ignore[override]
         assert mode == "rb", "files are written by upload"
-        return self._open(STREAM_BYTES, 1)  # type: ignore[no-any-return]
+        return io.BytesIO(self.read_bytes())
 
-    def _open(self, block_bytes: int, blocks_kept: int) -> Any:
-        """Open the file by fsspec, whose requests are repeated as all others are; for one thread at a time."""
+    def ranges(self) -> Any:
+        """Open the file for HDF5, for one thread at a time; what :func:`read_ahead` has fetched is used once."""
+        if self._ahead:
+            return self._ahead.pop()
         from fsspec.spec import AbstractBufferedFile
 
         source = self
@@ -351,18 +330,12 @@ class RemotePath(_Base):
                     raise StorageError(errno.EIO, f"{len(data)} bytes in place of {size}", source.text)
                 return data
 
-        caching = {"cache_type": "blockcache", "cache_options": {"maxblocks": blocks_kept}}
-        return BlockFile(None, self.text, "rb", block_bytes, size=self.stat().st_size, **caching)
-
-    def ranges(self) -> Any:
-        """Open the file for HDF5; what :func:`read_ahead` has fetched is used once."""
-        return self._ahead.pop() if self._ahead else self._open(BLOCK_BYTES, BLOCKS_KEPT)
+        caching = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS_KEPT}}
+        return BlockFile(None, self.text, "rb", BLOCK_BYTES, size=self.stat().st_size, **caching)
 
     def download(self, local: Path) -> None:
         """Copy the file to this machine."""
         self._ask(lambda system, path: system.get_file(path, str(local)))
-
-    # -- Writing
 
     def upload(self, local: Path) -> None:
         """Write a file of this machine here, whole or not at all."""
@@ -404,10 +377,7 @@ class RemotePath(_Base):
 def scratch_for(address: str, above: Path | None = None, mark: str = "") -> Path:
     """Return the scratch folder of an address, always the same, so that what a killed run has left there is removed.
 
-    Args:
-        address: Of the run folder.
-        above: Folder that it lies in; None: the system's for temporary files.
-        mark: Of one of several processes that write the run folder.
+    It lies in ``above``, or the system's folder for temporary files; ``mark``: of one of several processes that write a run.
     """
     user = getattr(os, "getuid", lambda: "user")()
     digest = sha256(f"{user} {address} {mark}".encode()).hexdigest()[:16]
@@ -418,7 +388,7 @@ def prepare_scratch(folder: Path) -> None:
     """Make the scratch folder of a run folder at an address, empty; called by whoever has its lock.
 
     Raises:
-        OSError: The disk refuses, or there is one that this user may not remove: the folder for temporary files is everybody's.
+        OSError: The disk refuses, or there is one that this user may not remove.
     """
     if isinstance(folder, RemotePath):
         shutil.rmtree(folder.scratch, ignore_errors=True)
@@ -464,11 +434,7 @@ def _fetch_ends(path: Path) -> None:
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """Give a file of this machine: of one at an address a copy, which is removed after the block.
-
-    Raises:
-        OSError: The disk refuses; and as :func:`attempt`.
-    """
+    """Give a file of this machine: of one at an address a copy, which is removed after the block."""
     if not isinstance(path, RemotePath):
         yield path
         return
