@@ -158,7 +158,7 @@ def test_what_cannot_be_used_beside_an_image_is_said(tmp_path: Path) -> None:
         file.truncate(end_of(tmp_path / "a.tar"))
     notes: list[str] = []
     manifest = list_tars([str(tmp_path / "a.tar")], str(tmp_path), notes.append)
-    assert notes == ["'a.tar' lacks the mark that ends a tar file, and may have been cut off"]
+    assert notes[0].startswith("'a.tar' lacks the mark of its end, and may be cut off: ")
     assert manifest.skipped == {".cls that holds no label or is too large": 2, ".json that holds no label or is too large": 3}
 
 
@@ -204,9 +204,8 @@ def header(name: str = "x.png", **fields: bytes) -> bytes:
 
 END = bytes(1024)
 BAD_TARS = {
-    "empty": (b"", "it is empty"),
-    "text": (b"hello", "it is no tar file"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(600), "it is compressed, so that no image in it can be read alone"),
+    "empty": (b"", "it is no tar file, or compressed (empty file)"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(600), "it is no tar file, or compressed"),
     "negative size": (header(size=b"\xff" * 12) + END, "it ends at byte 1536, its member 'x.png' at 511"),
     "huge size": (
         header(size=b"\x80\0\0\0\x7f" + b"\xff" * 7) + END,

@@ -42,10 +42,6 @@ _LABEL_ENDINGS, _LARGEST_LABEL_BYTES = (".cls", ".json"), 65536
 COLUMN = "tar"
 # Read at once: a header, a label of a few bytes, and the next header.
 _WINDOW_BYTES = 4096
-# How files of gzip, bzip2, xz and zstd begin.
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
-
 # Where the bytes of a member begin, and how many there are.
 _Member = tuple[int, int]
 
@@ -70,36 +66,35 @@ def list_tars(names: Sequence[str], root: str, log: Callable[[str], None]) -> Ma
         DatasetError: There is no such file, it cannot be read, is damaged or no tar file; none of them holds an image.
     """
     paths = find_tars(names)
-    keys, folders, columns = list[str](), list[str](), dict[str, list[str]]()
+    keys, columns = list[str](), dict[str, list[str]]()
     slices, files = list[NDArray[np.int64]](), list[tuple[int, int]]()
     taken, skipped = set[str](), Counter[str]()
     for number, path in enumerate(paths):
-        tar = os.path.relpath(path, root).replace(os.sep, "/")
+        tar = valid_text(os.path.relpath(path, root).replace(os.sep, "/"))
         try:
             with open_regular(path, _WINDOW_BYTES) as file:
                 images, cells = _read_tar(file, tar, skipped, log)
                 info = os.fstat(file.fileno())
         except (ValueError, OSError) as error:
-            reason = f"cannot be read ({str(error.strerror).lower()})" if isinstance(error, OSError) else valid_text(str(error))
+            reason = f"cannot be read ({str(error.strerror).lower()})" if isinstance(error, OSError) else str(error)
             raise DatasetError(
                 f"data.tar: {reason}, got {path!r}. Expected a tar file of images. Check it, make it again, or leave it out."
             ) from error
-        said = [{**cells.get(_stem(name), {}), COLUMN: valid_text(tar)} for name in images]
+        said = [{**cells.get(_stem(name), {}), COLUMN: tar} for name in images]
+        for one, folder in zip(said, first_folders([*images]), strict=True):
+            one["label"] = one.get("label") or folder
         for column in {*columns}.union(*said):
             columns.setdefault(column, [""] * len(keys)).extend(one.get(column, "") for one in said)
         keys += images if taken.isdisjoint(images) else [f"{tar}/{name}" for name in images]
         taken.update(images)
-        folders += first_folders([valid_text(name) for name in images])
         slices.append(np.array([(number, *member) for member in images.values()], np.int64).reshape(-1, 3))
         files.append((info.st_size, info.st_mtime_ns))
     if not keys:
         raise no_images("data.tar", quoted_names(paths), skipped)
-    keys = list(map(valid_text, keys))
     # A member may have the path of another tar file as its folder.
     refuse_repeated("data.tar", keys)
-    labels = columns.pop("label", folders)
-    columns = {"label": [label or folder for label, folder in zip(labels, folders, strict=True)], **dict(sorted(columns.items()))}
     source = FileSlices("tar", tuple(paths), np.array(files, np.int64), np.concatenate(slices))
+    columns = dict(sorted(columns.items()))
     return make_manifest(root, keys, source.slices[:, 2], columns=columns, skipped=skipped, source=source)
 
 
@@ -107,8 +102,7 @@ def find_in_tar(path: str, key: str, tar: str) -> ImageRecord:
     """Find the image of a key of a run again, in the tar file at a path; ``tar``: what the key may begin with.
 
     Raises:
-        FileNotFoundError: It is not there.
-        DatasetError: The tar file cannot be read, or is none.
+        FileNotFoundError, DatasetError: It is not there; the tar file cannot be read.
     """
     if os.path.lexists(path):
         manifest = list_tars([path], os.path.dirname(path), lambda line: None)
@@ -154,23 +148,15 @@ def _read_cells(file: BinaryIO, member: _Member, ending: str) -> dict[str, str]:
 
 
 def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable[[str], None]) -> Iterator[tuple[str, _Member]]:
-    """Yield the files of a tar file, in order; what lies between their headers is not read.
-
-    Raises:
-        ValueError: It is compressed, no tar file, damaged or cut off.
-        OSError: It cannot be read.
-    """
-    if _read(file, 0, 6).startswith(_COMPRESSED):
-        raise ValueError("it is compressed, so that no image in it can be read alone")
+    """Yield the files of a tar file, in order, by their headers; raise ValueError where it is compressed, damaged or none."""
     end, offset = os.fstat(file.fileno()).st_size, -1
     try:
-        file.seek(0)
         tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
         while (info := tar.next()) is not None:
             # It would keep all of them: gigabytes for some millions.
             tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
             # Programs that are given a folder write ./ before each name.
-            offset, stop, name = info.offset, info.offset_data + info.size, posixpath.normpath(info.name)
+            offset, stop, name = info.offset, info.offset_data + info.size, valid_text(posixpath.normpath(info.name))
             if info.islnk() or info.issym() or info.sparse is not None:
                 skipped["link or sparse member"] += 1
             elif info.isreg():
@@ -179,16 +165,15 @@ def _members(file: BinaryIO, tar_name: str, skipped: Counter[str], log: Callable
                 yield name, (info.offset_data, info.size)
         offset = tar.offset
     except (tarfile.TarError, OverflowError) as error:
-        what = "it is no tar file" if offset < 0 else f"it is damaged or cut off after byte {offset}"
-        raise ValueError(f"{what} ({error})" if end else "it is empty") from error
+        what = "it is no tar file, or compressed" if offset < 0 else f"it is damaged or cut off after byte {offset}"
+        raise ValueError(f"{what} ({error})") from error
     # tarfile takes whatever is no header for the end, and the end of the file as well.
     rest = _read(file, offset, tarfile.RECORDSIZE + tarfile.BLOCKSIZE)
-    if not rest:
-        log(f"{tar_name!r} lacks the mark that ends a tar file, and may have been cut off")
-    elif len(rest) < tarfile.BLOCKSIZE or any(rest[: tarfile.BLOCKSIZE]):
+    if rest and (len(rest) < tarfile.BLOCKSIZE or any(rest[: tarfile.BLOCKSIZE])):
         raise ValueError(f"it is damaged or cut off: there is no whole header where one should be, at byte {offset}")
-    elif any(rest):
-        log(f"{tar_name!r} goes on behind its end, as if it was joined by cat: nothing behind byte {offset} is read")
+    if not rest or any(rest):
+        what = "goes on behind its end, as if it was joined by cat" if rest else "lacks the mark of its end, and may be cut off"
+        log(f"{tar_name!r} {what}: nothing behind byte {offset} is read")
 
 
 def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
@@ -197,10 +182,7 @@ def _read(file: BinaryIO, offset: int, size_bytes: int) -> bytes:
 
 
 def _stem(name: str) -> str:
-    """Return what the names of all that belongs to an image begin with.
-
-    Source: WebDataset, webdataset.tariterators.base_plus_ext.
-    """
+    """Return what the names of all that belongs to an image begin with. Source: WebDataset, tariterators.base_plus_ext."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.split(".", 1)[0]
 
@@ -225,6 +207,6 @@ def find_tars(names: Sequence[str]) -> list[str]:
     if missing:
         raise DatasetError(
             f"data.tar: {len(missing)} names without a tar file, got {quoted_names(missing)}. Expected files, folders that hold "
-            "*.tar, or patterns of * and ? that match some. Check the path."
+            "*.tar, or patterns that match some. Check the path."
         )
     return sorted(paths)
