@@ -59,10 +59,11 @@ def list_images(source: DataOptions) -> Manifest:
     if source.tar is not None:
         manifest = list_tars(source.tar, tar_folder(source.tar), warn)
     elif source.tfds is not None:
+        root = sets_folder(source.dir)
         # First: TensorFlow takes seconds to load.
-        find_set(source.tfds, sets_folder(source.dir))
+        folder = find_set(source.tfds, root)
         load_tensorflow()
-        manifest = list_set(source.tfds, source.split, source.dir)
+        manifest = list_set(folder, source.split, root)
     elif source.list is not None:
         manifest = read_list(source.list, source.dir, warn)
         refuse_all_missing(manifest, source.list)

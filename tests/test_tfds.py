@@ -16,7 +16,7 @@ from pipeline.errors import DatasetError, OptionError
 from pipeline.images.loader import ImageLoader
 from pipeline.images.reading import read_image
 from pipeline.images.tfds import find_set, list_set, sets_folder
-from pipeline.records import digest_images
+from pipeline.records import Manifest, digest_images
 
 from .processes import run_python
 from .tiny_sets import IMAGES, tiny_png
@@ -24,9 +24,13 @@ from .tiny_sets import IMAGES, tiny_png
 pytestmark = pytest.mark.usefixtures("tiny_set")
 
 
+def listed(name: str, folder: Path, split: str | None = None) -> Manifest:
+    return list_set(find_set(name, folder), split, folder)
+
+
 def refused(name: str, folder: Path, split: str | None = None) -> str:
     with pytest.raises((DatasetError, OptionError)) as error:
-        list_set(name, split, folder)
+        listed(name, folder, split)
     message = str(error.value)
     assert "\n" not in message
     assert re.search(r", got .+\. Expected .+\. \w", message), message
@@ -34,7 +38,7 @@ def refused(name: str, folder: Path, split: str | None = None) -> str:
 
 
 def test_rows_are_the_examples_in_the_order_of_the_files(tiny_set: Path) -> None:
-    manifest = list_set("tiny", None, tiny_set)
+    manifest = listed("tiny", tiny_set)
     assert len(manifest) == IMAGES
     assert manifest.keys[6:8] == ("tiny-train.tfrecord-00000-of-00003__6", "tiny-train.tfrecord-00001-of-00003__0")
     assert manifest.labels[:4] == ("", "dog", "cat", "dog")
@@ -47,11 +51,11 @@ def test_rows_are_the_examples_in_the_order_of_the_files(tiny_set: Path) -> None
     assert manifest.file_bytes.tolist() == [len(tiny_png(number)) for number in range(IMAGES)]
     assert manifest.root == str(tiny_set)
     assert manifest.digest == digest_images(manifest.keys, manifest.labels, manifest.file_bytes, manifest.metadata)
-    assert list_set("tiny:1.0.0", "test", tiny_set).metadata["number"] == ("50", "51", "52")
+    assert listed("tiny:1.0.0", tiny_set, "test").metadata["number"] == ("50", "51", "52")
 
 
 def test_images_are_the_encoded_bytes_whatever_the_order_they_are_asked_in(tiny_set: Path) -> None:
-    sent = pickle.loads(pickle.dumps(list_set("tiny", None, tiny_set)))
+    sent = pickle.loads(pickle.dumps(listed("tiny", tiny_set)))
     for place in (*range(IMAGES), 9, 8, 1):
         assert read_image(sent[place]) == tiny_png(place)
 
@@ -59,7 +63,7 @@ def test_images_are_the_encoded_bytes_whatever_the_order_they_are_asked_in(tiny_
 def test_what_a_set_no_longer_holds_is_a_failed_row(tiny_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny/1.0.0"
     shutil.copytree(tiny_set / "tiny/1.0.0", folder)
-    manifest = list_set("tiny", None, tmp_path)
+    manifest = listed("tiny", tmp_path)
     assert manifest.source is not None
     (file,) = folder.glob("*train*-00001-*")
     assert manifest.source.modified_seconds(manifest[7]) == file.stat().st_mtime
@@ -105,14 +109,14 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
     shutil.copytree(tiny_set / "tiny/1.0.0", folder)
     data = (folder / "features.json").read_text()
     (folder / "features.json").write_text(data.replace("image_feature.Image", "text_feature.Text"))
-    assert refused("tiny", tmp_path).startswith(f"data.tfds: which feature of '{folder}' is the image cannot be told, got ")
+    assert refused("tiny", tmp_path).startswith("data.tfds: no one feature is the image, got ")
     (folder / "features.json").write_text(data[:100])
-    assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (")
+    assert refused("tiny", tmp_path).startswith(f"data.tfds: the set in '{folder}' cannot be read, got ")
     (folder / "features.json").write_text(data)
     next(folder.glob("*train*-00002-*")).write_bytes(b"x" * 100)
-    assert refused("tiny", tmp_path).startswith("data.tfds: the set cannot be read (DataLossError: ")
+    assert refused("tiny", tmp_path).startswith(f"data.tfds: the set in '{folder}' cannot be read, got DataLossError: ")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert refused("tiny", tiny_set).startswith("data.tfds: TensorFlow Datasets cannot be loaded (")
+    assert refused("tiny", tiny_set).startswith("data.tfds: TensorFlow Datasets cannot be loaded, got ")
     assert refused("tiny", tiny_set).endswith("Run `pip install 'deep-feature-pipeline[tfds]'`.")
 
 

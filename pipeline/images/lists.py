@@ -28,8 +28,8 @@ from .reading import READS_AT_ONCE, RemoteImages
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
 _DELIMITERS = (",", "\t", ";")
-# Of a list in a bucket: so many images are asked for one by one. Where there are more, the folder that they share is listed: a
-# million requests take some 25 minutes, and a listing gives a thousand a request.
+# Of a list in a bucket: so many images are asked for one by one. Where there are more, the folder that they share is listed, a
+# thousand a request: a million requests take some 25 minutes.
 _ASKED_ONE_BY_ONE = 200
 # Of a file that cannot be found: a row of no bytes here, and a failed row with its reason later.
 _NOTHING = 0, 0.0
@@ -42,22 +42,15 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
 
     Text: one path a line, taken as it stands; empty lines and those that begin with ``#`` are passed over. CSV (extension
     ``.csv`` or ``.tsv``, or a first line that holds a column ``path``): ``label`` is the label, other columns become metadata.
-    Parquet (extension ``.parquet`` or ``.pq``): likewise. Numbers, dates and times are written as Arrow does (3, 0.1, 2024-01-02
-    03:04:05.000000; a whole number that is stored as a float without its point), truth as true and false, what is missing as "";
-    columns of lists, records and bytes have no one text, and are left out.
+    Parquet (extension ``.parquet`` or ``.pq``): likewise, as Arrow writes numbers and times; columns of lists, records and bytes
+    are left out, and ``log`` takes a line about them.
 
     Relative paths are relative to ``base``, else to the list's own folder. Keys are relative to that folder too; images outside
     it have their absolute path or their address as key. Files that do not exist are rows.
 
-    Args:
-        listing: The list.
-        base: Absolute, relative to the present folder, or an address.
-        log: Takes a line about columns that are left out.
-
     Raises:
         OptionError: It is Parquet, and Arrow is not installed.
-        DatasetError: The list cannot be read, is no text, is not UTF-8, is empty, has no column ``path``, a line of the wrong
-            length, two columns of one name, or names an image twice; the storage refuses.
+        DatasetError: The list cannot be read, is none, is empty, or names an image twice; the storage refuses.
     """
     columns = _read_columns(listing, log)
     written = columns.pop("path")
@@ -82,17 +75,12 @@ def read_list(listing: Path, base: Path | None = None, log: Callable[[str], None
 
 
 def refuse_all_missing(manifest: Manifest, listing: object) -> None:
-    """Refuse a list of which no file is there: its paths are relative to another folder, most likely.
-
-    Raises:
-        DatasetError: All are missing.
-    """
+    """Refuse, by a ``DatasetError``, a list of which no file is there: its paths are relative to another folder, most likely."""
     if manifest.source is None and not manifest.file_bytes.any() and not any(os.path.lexists(record.path) for record in manifest):
         raise DatasetError(
-            f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r} with paths such as "
-            f"{quoted_names([manifest[0].path])}. Expected lines of a path alone, absolute or relative to "
-            f"{manifest.root!r}, with / between folders. Set data.dir=FOLDER to the folder they are relative to; labels need "
-            "a CSV file whose first line is path,label."
+            f"data.list: none of its {len(manifest)} files was found, got {str(listing)!r}, {quoted_names([manifest[0].path])}. "
+            f"Expected lines of a path alone, absolute or relative to {manifest.root!r}. Set data.dir=FOLDER to another folder; "
+            "labels need a CSV file whose first line is path,label."
         )
 
 
@@ -109,28 +97,22 @@ def _place(root: str, name: str) -> str:
 def _sizes_of(places: Sequence[str]) -> list[tuple[int, float]]:
     """Return bytes, and when they were written in seconds since 1970, of addresses and paths: nothing where nothing is."""
     stored = {place for place in places if is_address(place) and not is_web(place)}
-    if not stored:
-        return [*map(_size, places)]
+    listed = stored if len(stored) > _ASKED_ONE_BY_ONE else set[str]()
+    found = dict.fromkeys(listed, _NOTHING)
     try:
-        if len(stored) <= _ASKED_ONE_BY_ONE:
-            with ThreadPool(READS_AT_ONCE) as pool:
-                return pool.map(_size, places)
-        found = {place: _size(place) for place in places if place not in stored}
-        for _, group in groupby(sorted(stored), lambda place: place.split("/")[:3]):
-            wanted = {*group}
-            folder = posixpath.dirname(posixpath.commonprefix([*wanted]))
+        for _, group in groupby(sorted(listed), lambda place: place.split("/")[:3]):
+            folder = posixpath.dirname(posixpath.commonprefix([*group]))
             with suppress(FileNotFoundError):
                 for name, size_bytes, written in RemotePath(folder).find_files():
-                    if (place := f"{folder}/{name}") in wanted:
-                        found[place] = size_bytes, written
+                    found[f"{folder}/{name}"] = size_bytes, written
+        with ThreadPool(READS_AT_ONCE if stored else 1) as pool:
+            return pool.map(lambda place: found[place] if place in listed else _size(place), places)
     except StorageError as error:
         raise DatasetError(str(error)) from error
-    return [found.get(place, _NOTHING) for place in places]
 
 
 def _size(place: str) -> tuple[int, float]:
-    # Web servers are not asked: to get a size takes as long as to get an image, and the same list must be the same run also
-    # where one did not answer.
+    # Web servers are not asked: it takes as long as to get an image, and the same list must be the same run whatever they answer.
     if is_web(place):
         return _NOTHING
     try:
@@ -159,8 +141,8 @@ def _read_columns(path: Path, log: Callable[[str], None]) -> dict[str, list[str]
         text = " ".join(str(getattr(error, "strerror", None) or error).split())[:1000]
         reason = f"cannot be read ({text.lower()})" if isinstance(error, OSError) else text
         raise DatasetError(
-            f"data.list: {reason}, got {str(path)!r}. Expected a file of image paths, as UTF-8 text, as CSV or as Parquet, the "
-            "latter two with a column path and others of other names. Check the path, or mend the file; data.dir takes a folder."
+            f"data.list: {reason}, got {str(path)!r}. Expected a file of image paths, as UTF-8 text, or as CSV or Parquet with a "
+            "column path. Check the path, or mend the file; data.dir takes a folder."
         ) from error
     return dict(columns)
 

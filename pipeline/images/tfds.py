@@ -34,7 +34,7 @@ def sets_folder(given: Path | None) -> Path:
 
 
 def find_set(name: str, folder: Path) -> Path:
-    """Find a prepared set in the folder of all; load nothing. ``name`` or ``name/config``, the newest without ``:1.0.0``.
+    """Find a prepared set, ``name`` or ``name/config``, the newest without ``:1.0.0``, in the folder of all; load nothing.
 
     Raises:
         DatasetError: It is not there, or has several configurations, and none was named.
@@ -47,7 +47,7 @@ def find_set(name: str, folder: Path) -> Path:
     if len({place.parent for place in fitting}) == 1:
         return folder / max(fitting, key=lambda place: [*map(int, place.name.split("."))])
     known = sorted(f"{place.parent.as_posix()}:{place.name}" for place in found)
-    expected = f"one of: {nearest(name, known)}" if known else "one that has been downloaded and prepared"
+    expected = f"one of: {nearest(name, known)}" if known else "one that has been prepared"
     builder = f"import tensorflow_datasets as t; t.builder('{name}', data_dir='{folder}').download_and_prepare()"
     raise DatasetError(
         f"data.tfds: no such set is prepared in {str(folder)!r}, got {name!r}. Expected {expected}. data.dir=FOLDER is for "
@@ -55,37 +55,34 @@ def find_set(name: str, folder: Path) -> Path:
     )
 
 
-def list_set(name: str, split: str | None, given: Path | None) -> Manifest:
-    """List the images of a split, in the order of its files.
+def list_set(folder: Path, split: str | None, root: Path) -> Manifest:
+    """List the images of a split of the set that :func:`find_set` has found, in the order of its files; ``root``: of all sets.
 
     All examples are read once, since only they tell where images lie and what their labels are. A key is the reader's ``tfds_id``
     (file and number in it); the label is the feature ``label``, as its class's name; other single numbers and texts are columns.
 
     Raises:
         OptionError: TensorFlow Datasets is not installed, or does not run on this Python.
-        DatasetError: There is no such set, split or image in it; it cannot be read.
+        DatasetError: There is no such split, or no image; the set cannot be read.
     """
-    sets = sets_folder(given)
-    folder = find_set(name, sets)
     try:
         import tensorflow_datasets as tfds
     except (ImportError, TypeError) as error:  # the second: an older protobuf than it was made for
         raise OptionError(
-            f"data.tfds: TensorFlow Datasets cannot be loaded ({' '.join(str(error).split())}), got {name!r}. Expected the "
+            f"data.tfds: TensorFlow Datasets cannot be loaded, got {' '.join(str(error).split())}. Expected the package "
             # For older ones, tensorflow-metadata wants a protobuf before 4.21, and TensorFlow a newer one.
-            "package tensorflow-datasets on Python 3.11 or newer. Run `pip install 'deep-feature-pipeline[tfds]'`."
+            "tensorflow-datasets on Python 3.11 or newer. Run `pip install 'deep-feature-pipeline[tfds]'`."
         ) from error
     # Its warnings are for those who write sets, not for those who read them.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return _read_split(tfds, folder, split or "train", str(sets))
+        return _read_split(tfds, folder, split or "train", str(root))
     except DatasetError:
         raise
     except Exception as error:  # Whatever its reader meets in files that it did not expect.
-        reason = " ".join(str(error).split())[:300]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise DatasetError(
-            f"data.tfds: the set cannot be read ({type(error).__name__}: {reason}), got {str(folder)!r}. Expected a set as "
-            "TensorFlow Datasets prepares it. Prepare it again."
+            f"data.tfds: the set in {str(folder)!r} cannot be read, got {reason}. Expected a prepared set. Prepare it again."
         ) from error
 
 
@@ -101,10 +98,7 @@ def _read_split(tfds: Any, folder: Path, split: str, root: str) -> Manifest:
     images = [feature for feature, kind in features.items() if isinstance(kind, tfds.features.Image)]
     if len(images) != 1 and "image" not in images:
         got = f"{len(images)} images ({quoted_names(images)})" if images else quoted_names(sorted(features))
-        raise DatasetError(
-            f"data.tfds: which feature of {str(folder)!r} is the image cannot be told, got {got}. Expected one named image, or "
-            "only one. Use a list of files."
-        )
+        raise DatasetError(f"data.tfds: no one feature is the image, got {got}. Expected one, or one named image. Use a list.")
     image = "image" if "image" in images else images[0]
     singles = [feature for feature, kind in features.items() if isinstance(kind, tfds.features.Tensor) and kind.shape == ()]
     classes = {feature: getattr(features[feature], "names", None) or () for feature in singles}
@@ -130,8 +124,7 @@ def _read_split(tfds: Any, folder: Path, split: str, root: str) -> Manifest:
             start = content.find(data, end)
             if start < 0:
                 raise DatasetError(
-                    f"data.tfds: its images are not stored as they are, got {path!r}. Expected files that are not compressed. "
-                    "Convert it with `tfds convert_format`, or use a list of files."
+                    f"data.tfds: the file is compressed, got {path!r}. Expected another. Use `tfds convert_format`, or a list."
                 )
             end = start + len(data)
             keys.append(cell_text(key))
