@@ -9,8 +9,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.errors import ImageError
-from pipeline.images import decode
 from pipeline.images.decode import decode_image, image_extensions
 
 from . import bad_images
@@ -168,15 +166,6 @@ def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None
         np.testing.assert_array_equal(pixels, as_pillow(data))
         assert size_px == pixels.shape[:2]
     assert len(asked) == 1
-
-
-def test_too_little_memory_is_an_image_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(*_: object) -> NDArray[np.uint8]:
-        raise MemoryError
-
-    monkeypatch.setattr(decode, "_decode_by_pillow", exhausted)
-    with pytest.raises(ImageError, match=r"^out of memory: "):
-        decode_image(encode(picture("RGB"), "PNG"))
 
 
 def test_extensions_are_those_of_photographs_and_not_of_programs_or_documents() -> None:

@@ -107,13 +107,12 @@ def test_the_order_does_not_depend_on_the_system(tmp_path: Path, monkeypatch: py
 
 def test_a_folder_without_images_says_what_was_seen(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt", "b/c.txt", ".d.jpg", "e.pdf")
-    with pytest.raises(DatasetError, match=r"^data\.dir: no images, got '.*'\. Expected files with one of") as error:
+    with pytest.raises(DatasetError, match=r"^data\.dir: no images, got '.*'\. Expected files of .*\.jpg") as error:
         list_folder(tmp_path)
     assert str(error.value).endswith("Skipped: 2 extension .txt, 1 extension .pdf, 1 hidden file. Check the path.")
-    with pytest.raises(DatasetError, match=r"^data\.dir: no such folder, got '.*none'\."):
-        list_folder(tmp_path / "none")
-    with pytest.raises(DatasetError, match=r"^data\.dir: not a folder, got '.*a\.txt'\."):
-        list_folder(tmp_path / "a.txt")
+    for name in ("none", "a.txt"):
+        with pytest.raises(DatasetError, match=rf"^data\.dir: no such folder, got '.*{name}'\."):
+            list_folder(tmp_path / name)
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +126,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pyte
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(
-        DatasetError, match=r"^data\.dir: 1 folder\(s\) cannot be read, got '.*shut' \(permission denied\)\. .* 2 images"
-    ):
+    with pytest.raises(DatasetError, match=r"^data\.dir: 1 folder\(s\) cannot be read, got '.*shut' \(permission denied\)\."):
         list_folder(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_the_separator_is_found_in_the_header(tmp_path: Path, name: str, mark: s
 BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
     "twice": (
         "path\na.jpg\nb.jpg\n./a.jpg\nx/../b.jpg\nc.jpg\nc.jpg\nd.jpg\nd.jpg\n",
-        "4 images are named more than once, got 'a.jpg', 'b.jpg', 'c.jpg'. Expected each image once.",
+        "4 images are named more than once, got 'a.jpg', 'b.jpg', 'c.jpg'. Expected each once.",
     ),
     "no rows": ("path,label\n", "no images, got "),
     "JPEG": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "not UTF-8 text (byte 0; from Windows? iconv "),

@@ -32,8 +32,7 @@ ALLOWED_FORMATS = (
     "JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "SGI", "TGA",
 )  # fmt: skip
 
-# Above this, a file is taken for a decompression bomb: 537 MB of pixels.
-# Source: Pillow raises DecompressionBombError above 2 * Image.MAX_IMAGE_PIXELS, by default this number.
+# Above this, a file is taken for a decompression bomb. Source: Pillow's default, 2 * Image.MAX_IMAGE_PIXELS.
 MAX_PIXELS = 178_956_970
 
 # Source: EXIF 2.3, tag 0x0112: rows and columns of the stored picture change places in 5 to 8.

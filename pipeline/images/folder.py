@@ -26,23 +26,21 @@ def list_folder(folder: Path) -> Manifest:
     Links to files and folders are followed; a folder that is reached twice is listed once, by its real name where it has one
     below ``folder``. Hidden names, system folders, other extensions and special files are passed over and counted; so are run
     folders below it and pictures beside them that begin with their names. A link to nothing with an image's extension is a
-    row: somebody wanted that image. Where a name is not valid Unicode, its wrong bytes stand in the key as ``\xff``.
+    row. Where a name is not valid Unicode, its wrong bytes stand in the key as ``\xff``.
 
     Raises:
-        DatasetError: The folder does not exist, is no folder or holds no image; it or one below it cannot be read.
+        DatasetError: There is no such folder, or no image in it; it or one below it cannot be read.
     """
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
-        what = "not a folder" if os.path.lexists(root) else "no such folder"
-        raise DatasetError(f"data.dir: {what}, got {root!r}. Expected a folder of images. Check the path.")
-    skipped: Counter[str] = Counter()
-    unreadable: list[OSError] = []
+        raise DatasetError(f"data.dir: no such folder, got {root!r}. Expected a folder of images. Check the path.")
+    skipped, unreadable = Counter[str](), list[OSError]()
     found = list(_walk(root, skipped, unreadable))
     if unreadable:
-        shut = [f"{quoted_names([error.filename])} ({str(error.strerror).lower()})" for error in unreadable]
+        shut = sorted(f"{quoted_names([error.filename])} ({str(error.strerror).lower()})" for error in unreadable)
         raise DatasetError(
-            f"data.dir: {len(shut)} folder(s) cannot be read, got {', '.join(sorted(shut)[:3])}. Expected folders "
-            f"that this user may list; {len(found)} images were seen in others. Mend their permissions."
+            f"data.dir: {len(shut)} folder(s) cannot be read, got {', '.join(shut[:3])}. Expected folders that can be. "
+            "Mend their permissions."
         )
     if not found:
         raise no_images("data.dir", repr(root), skipped)
@@ -59,8 +57,7 @@ def list_address(folder: RemotePath) -> Manifest:
     Raises:
         DatasetError: It cannot be listed, or holds no image.
     """
-    found: list[tuple[str, int, float]] = []
-    skipped: Counter[str] = Counter()
+    found, skipped = list[tuple[str, int, float]](), Counter[str]()
     try:
         for file in folder.find_files():
             if reason := reason_to_skip(file[0]):

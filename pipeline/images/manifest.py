@@ -33,10 +33,7 @@ def make_manifest(
     skipped: Mapping[str, int] | None = None,
     source: ImageSource | None = None,
 ) -> Manifest:
-    """Return the manifest of images that have been listed, with their digest; arguments are its attributes.
-
-    Of the columns, name -> (N) texts, ``label`` is the label; where there is none, the first folder of the key is.
-    """
+    """Return the manifest of images that have been listed; of the columns, ``label``, or else the first folder, is the label."""
     metadata = {name: tuple(map(valid_text, values)) for name, values in columns.items()}
     labels = metadata.pop("label", None) or tuple(first_folders(keys))
     sizes = np.asarray(file_bytes, np.int64)
@@ -50,20 +47,16 @@ def no_images(option: str, got: str, skipped: Mapping[str, int]) -> DatasetError
     """Return the error of a source that holds no image, with what it holds instead; ``option`` names the source."""
     often = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{count} {reason}" for reason, count in often[:5]) or "nothing"
-    return DatasetError(
-        f"{option}: no images, got {got}. Expected files with one of the extensions "
-        f"{' '.join(sorted(image_extensions()))}. Skipped: {reasons}. Check the path."
-    )
+    extensions = " ".join(sorted(image_extensions()))
+    return DatasetError(f"{option}: no images, got {got}. Expected files of {extensions}. Skipped: {reasons}. Check the path.")
 
 
 def refuse_repeated(option: str, names: Sequence[str]) -> None:
     """Refuse, by a ``DatasetError``, a source that names an image twice."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
-        raise DatasetError(
-            f"{option}: {len(twice)} images are named more than once, got {quoted_names(twice[:3])}. Expected each image once. "
-            "Name each once."
-        )
+        got = quoted_names(twice[:3])
+        raise DatasetError(f"{option}: {len(twice)} images are named more than once, got {got}. Expected each once. Mend it.")
 
 
 def reason_to_skip_folder(name: str) -> str:

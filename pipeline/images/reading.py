@@ -82,10 +82,9 @@ def refuse_too_large(size_bytes: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileSlices:
-    """Images that lie whole in larger files; see :class:`~pipeline.records.ImageSource`.
+    """Images that lie whole in larger files, of the kind ``tar`` or ``tfds``; see :class:`~pipeline.records.ImageSource`.
 
     Attributes:
-        kind: ``tar`` or ``tfds``, as stored with the run.
         paths: (F) of the files.
         files: (F, 2) int64, of each when it was listed: size in bytes, when it had been written last in ns since 1970.
         slices: (N, 3) int64, of each image: number of the file, where its bytes begin, how many.
@@ -100,7 +99,7 @@ class FileSlices:
         """Read one image whole, as :func:`read_image`."""
         number, offset, size_bytes = self._slice(record)
         refuse_too_large(size_bytes)
-        # Opened for each image, as files of a folder are: nothing to share among threads and processes.
+        # Opened for each image: nothing to share among threads and processes.
         with open_regular(self.paths[number]) as file:
             file.seek(offset)
             data = file.read(size_bytes)
@@ -126,9 +125,8 @@ class RemoteImages:
 
     Attributes:
         written: (N) float64, in seconds since 1970, when each was last written; 0 where nobody can say.
-        is_list: Whether a list names them, perhaps on very many web servers: one that does not answer fails its images. Any other
+        is_list: Whether a list names them, perhaps on many web servers: one that does not answer fails its images. Any other
             storage stops the run.
-        kind: As stored with the run.
     """
 
     written: NDArray[np.float64]
