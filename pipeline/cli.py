@@ -68,13 +68,12 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
         with system_errors_in_one_line():
             work(checked)
 
+    name = "config" if kind is config.Options else "options"
+    compose = hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=name)
     try:
         # Hydra would print lines of its own about what is raised in a job: one that is alone is done after it.
-        name = "config" if kind is config.Options else "options"
         with signals.clearing(_end_joblib):
-            hydra.main(version_base="1.3", config_path=configuration_folder(), config_name=name)(
-                do if is_several else alone.append
-            )()
+            compose(do if is_several else alone.append)()
         for composed in alone:
             do(composed)
         sys.stdout.flush()

@@ -10,6 +10,7 @@ nor TensorFlow, so that a wrong option is answered at once.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -612,30 +613,20 @@ def check_options(values: Mapping[str, Any], kind: Any = Options) -> Any:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as Python gives them, named by their last words or in full, as nested plain ones.
-
-    Raises:
-        OptionError: There is no such option.
-    """
+    """Return options as Python gives them, named by their last words or in full, as nested ones of YAML's types."""
     # Those of the command alone make no run to be returned.
     names = {_python_name(name): name for name in defaults() if name not in ("dry_run", "part")}
     names |= {name: name for name in names.values()}
     for word in options:
         if word not in names:
             raise unknown_key(word, names)
-    return nested({names[word]: _plain(value) for word, value in options.items()})
+    # NumPy's numbers and arrays, and paths.
+    plain = json.dumps(options, default=lambda value: value.tolist() if hasattr(value, "tolist") else os.fspath(value))
+    return nested({names[word]: value for word, value in json.loads(plain).items()})
 
 
 def _python_name(name: str) -> str:
-    """Return the last word of an option's name, or two where that would not say what it is: ``output_dir``, ``gem_p``."""
+    """Return the last word of an option's name, or two where one would not say what it is: ``output_dir``, ``gem_p``."""
     if name.startswith("reduction.") or name in ("output.dir", "engine.address", "engine.workers"):
         return name.removeprefix("reduction.").replace(".", "_")
     return name.removesuffix(".name").rpartition(".")[2]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as YAML would have it: paths as text, NumPy's numbers as Python's, sequences as lists."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return list(map(_plain, value)) if isinstance(value, (tuple, list)) else value

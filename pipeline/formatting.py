@@ -72,15 +72,12 @@ def count_causes(errors: Iterable[str]) -> dict[str, int]:
     return dict(Counter(error.split(":", 1)[0] for error in errors if error))
 
 
-def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_left: int | None = None) -> str:
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]], to_the_left: int) -> str:
     """Return rows in columns, one below the other; the texts of so many columns to the left, numbers after them to the right."""
-    lines = [list(headings), *([shortened(text) for text in row] for row in rows)]
-    columns = []
-    for number, texts in enumerate(zip(*lines, strict=True)):
-        width = max(map(len, texts))
-        is_left = to_the_left is None or number < to_the_left
-        columns.append([text.ljust(width) if is_left else text.rjust(width) for text in texts])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    lines = [headings, *([shortened(text) for text in row] for row in rows)]
+    widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
+    form = "  ".join(f"{{:{'<' if number < to_the_left else '>'}{width}}}" for number, width in enumerate(widths))
+    return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
 class Shown(ABC):
@@ -92,7 +89,7 @@ class Shown(ABC):
 
     def __repr__(self) -> str:
         caption, headings, rows = self._table()
-        return "\n".join(filter(None, [f"<{caption}>", text_table(headings, rows)]))
+        return "\n".join(filter(None, [f"<{caption}>", text_table(headings, rows, len(headings))]))
 
     def _repr_html_(self) -> str:
         caption, headings, rows = self._table()

@@ -1,7 +1,4 @@
-"""``python -m pipeline.layers``, and ``layer_table`` for Python: the table of a network for an input size.
-
-Loads no weights, and TensorFlow only for Keras' networks.
-"""
+"""``python -m pipeline.layers``, and ``layer_table`` for Python. Loads no weights, and TensorFlow only for Keras' networks."""
 
 from __future__ import annotations
 
@@ -73,10 +70,10 @@ class LayerTable(Shown, list[LayerRow]):
 def layer_table(
     network: str = "vgg19", size: int | str | Sequence[int] = AUTO, layers: str | Sequence[str] = "relu4_1", **options: Any
 ) -> LayerTable:
-    """Return the table of a network: kernels, output shapes, strides, bytes an image, cost; loads no weights, nor TensorFlow.
+    """Return the table of a network: kernels, output shapes, strides, bytes an image, cost.
 
     Args:
-        network: ``vgg19``, ``vgg16`` ...; ``keras``, which loads TensorFlow.
+        network: ``vgg19``, ``vgg16`` ..., ``keras``.
         size: Of the input in px: a side, or (height, width); ``auto``: 224, or what the model is made for.
         layers: Those that are marked, in the words of the option ``layers``; of ``keras`` none by default.
         **options: Others that count, named as in :func:`pipeline.extract_features`: ``dtype`` of the stored values,
@@ -91,17 +88,16 @@ def layer_table(
 def _table(options: Options) -> LayerTable:
     size_px, table, dtype, words = options.data.size, options.table(), options.output.dtype, options.layers
     if size_px is None:
-        raise OptionError(
-            "data.size: shapes depend on the image at native size, got null. Expected a size, data.size=[1440,2560]."
-        )
+        raise OptionError("data.size: shapes depend on the image at native size, got null. Expected e.g. data.size=[1440,2560].")
     shapes: list[tuple[LayerSpec, tuple[int, ...] | None]]
+    caption = f"input {size_px[0]} x {size_px[1]} px, {dtype}"
     if isinstance(table, KerasTable):
-        caption = f"{model_name(table.model)}, input {size_px[0]} x {size_px[1]} px, {dtype}"
+        caption = f"{model_name(table.model)}, {caption}"
         shapes = [(each.layer, each.shape) for each in table.layers().values()]
         # What the option is by default is a layer of VGG's.
         words = () if list(words) == defaults()["layers"] else words
     else:
-        caption = f"{table.network}, input {size_px[0]} x {size_px[1]} px, {dtype}, pool_padding {table.pool_padding}"
+        caption = f"{table.network}, {caption}, pool_padding {table.pool_padding}"
         fitting = output_shapes(table.network, size_px, table.pool_padding)
         shapes = [(layer, fitting.get(layer.name)) for layer in network_layers(table.network)]
     chosen, itemsize = table.resolve([word.partition(":")[0] for word in words]) if words else (), np.dtype(dtype).itemsize

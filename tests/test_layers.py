@@ -22,19 +22,18 @@ def test_vgg19_has_the_43_layers_of_its_file_in_order() -> None:
     assert {index: by_index[index] for index in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("network", "whole", "convolutions"),
-    [
+def test_networks_have_the_published_number_of_parameters() -> None:
+    for network, whole, convolutions in (
         ("vgg19", 143_667_240, 20_024_384),
         ("vgg16", 138_357_544, 14_714_688),
         ("vgg11", 132_863_336, 9_220_480),
         ("vgg13", 133_047_848, 9_404_992),
-    ],
-)
-def test_networks_have_the_published_number_of_parameters(network: str, whole: int, convolutions: int) -> None:
-    sizes = {layer.name: math.prod(layer.kernel_shape) + layer.channels for layer in layer_table(network) if layer.kernel_shape}
-    assert sum(sizes.values()) == whole
-    assert sum(size for name, size in sizes.items() if name.startswith("conv")) == convolutions
+    ):
+        sizes = {
+            layer.name: math.prod(layer.kernel_shape) + layer.channels for layer in layer_table(network) if layer.kernel_shape
+        }
+        assert sum(sizes.values()) == whole
+        assert sum(size for name, size in sizes.items() if name.startswith("conv")) == convolutions
 
 
 def test_names_patterns_and_blocks_mix_keep_network_order_and_drop_doubles() -> None:
@@ -51,20 +50,17 @@ def test_all_means_the_36_layers_of_the_convolutional_part() -> None:
     assert names("vgg19", "softmax") == ["prob"]
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
+def test_names_of_keras_and_torchvision_are_understood() -> None:
+    for theirs, ours in (
         (["block4_conv1", "block5_pool"], ["relu4_1", "pool5"]),
         (["fc1", "fc2", "predictions"], ["relu6", "relu7", "prob"]),
         (["block?_conv1"], ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"]),
         (["features.0", "features.20", "features.36"], ["conv1_1", "relu4_1", "pool5"]),
         (["classifier.0", "classifier.4", "classifier.6"], ["fc6", "relu7", "fc8"]),
-    ],
-)
-def test_names_of_keras_and_torchvision_are_understood(theirs: list[str], ours: list[str]) -> None:
-    assert names("vgg19", *theirs) == ours
-    assert list(foreign_names("vgg19", theirs).values()) == ours
-    assert foreign_names("vgg19", [*ours, "all", "block4", "*", "softmax"]) == {}
+    ):
+        assert names("vgg19", *theirs) == ours
+        assert list(foreign_names("vgg19", theirs).values()) == ours
+        assert foreign_names("vgg19", [*ours, "all", "block4", "*", "softmax"]) == {}
 
 
 def test_sets_of_layers_have_names_where_a_network_has_all_of_them() -> None:
