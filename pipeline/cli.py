@@ -32,7 +32,7 @@ _NOT_IN_NAMES = frozenset({"data.split", "network.name", "name", "output.dir", "
 _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 
 
-def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> None:
+def start(module: str, work: Callable[[Any], object], *, when_stopped: str) -> None:
     """Run a command on the process's command line; leave with an exit code where it fails.
 
     Args:
@@ -65,6 +65,7 @@ def start(module: str, work: Callable[[Any], None], *, when_stopped: str) -> Non
         checked = config.check_options(values, kind)
         if is_several and values.get("name", "") is None:
             checked = replace(checked, name=checked.name + sweep_suffix(arguments, HydraConfig.get().overrides.task))
+        signals.raise_in_main_thread()
         with system_errors_in_one_line():
             work(checked)
 

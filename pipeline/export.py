@@ -8,13 +8,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cli, signals
+from . import cli
 from .errors import OptionError, StoreError
 from .records import OK
 
@@ -42,7 +43,6 @@ def export(options: ExportOptions) -> None:
     from .store.disk import replacing
     from .store.reader import beside, choose_layers, open_run
 
-    signals.raise_in_main_thread()
     write, end, package, least_version = FORMATS[options.format]
     _require(options.format, package, least_version)
     with open_run(options.run) as run:
@@ -167,10 +167,7 @@ FORMATS: dict[str, tuple[Callable[..., None], str, str, int]] = {
 }
 
 
-def main() -> None:
-    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.export", export, when_stopped="nothing was written. Run the command again.")
-
+main = partial(cli.start, "pipeline.export", export, when_stopped="nothing was written. Run the command again.")
 
 if __name__ == "__main__":
     main()

@@ -48,23 +48,14 @@ LARGEST_SIDE_PX, LARGEST_PIXELS = 65000, 2**28
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """A channel of a layer; or components of a vector, which is what has one position an image: fc6, relu5_1.avg; or the input.
+    """A channel of a layer; or components of a vector, what has one position an image, as fc6 and relu5_1.avg; or the input."""
 
-    Attributes:
-        name: Is written above it.
-        lines: Are written below it.
-        values: What is drawn, float32 (h, w); of a vector (n,); of the input uint8 (h, w, 3).
-        channels: The channel; or the component of each value.
-        low: Least value of the map; inf of the input.
-        high: Greatest; -inf of the input.
-    """
-
-    name: str
-    lines: Sequence[str]
-    values: NDArray[Any]
-    channels: Sequence[int] = ()
-    low: float = math.inf
-    high: float = -math.inf
+    name: str  # written above it
+    lines: Sequence[str]  # written below it
+    values: NDArray[Any]  # what is drawn, float32 (h, w); of a vector (n,); of the input uint8 (h, w, 3)
+    channels: Sequence[int] = ()  # the channel; or the component of each value
+    low: float = math.inf  # least value of the map; of the input there is none
+    high: float = -math.inf  # greatest
 
 
 def map_width(count: int) -> float:
@@ -92,12 +83,7 @@ def plain_settings() -> Iterator[None]:
 
 
 def draw(lines: Sequence[str], maps: Sequence[FeatureMap], options: PlotOptions) -> Figure:
-    """Draw a sheet.
-
-    Args:
-        lines: The image's key, and what else is to be known of all maps.
-        maps: In reading order; the first may be the input. At least one.
-        options: Scale, colour map, pixels an inch, component to be marked.
+    """Draw a sheet of maps in reading order, the first of which may be the input; ``lines``: what is said of all, the key first.
 
     Raises:
         OptionError: There is no such colour map, it would have too many pixels, or no window can be opened.
@@ -217,11 +203,7 @@ def _chart(axes: Any, one: FeatureMap, ends: tuple[float, float], marked: int | 
 
 
 def save(picture: Figure | Image.Image, path: Path) -> tuple[int, int]:
-    """Write the file in the format of its suffix; it has its name only once it is whole. Return its width and height in pixels.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write a file in the format of its suffix, which has its name once it is whole; return its width and height in pixels."""
     kind = path.suffix[1:].lower()
     with replacing(path) as partial:
         if isinstance(picture, Image.Image):

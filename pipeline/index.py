@@ -6,14 +6,14 @@ What there is to know is in the shards: neither images, weights nor options are 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
-from . import cli, signals
+from . import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .config import IndexOptions
     from .report import Report
 
 
@@ -49,15 +49,12 @@ def index_run(folder: Path) -> Report:
         return finish_run(folder, spec, Made(), watch)
 
 
-def _index(options: IndexOptions) -> None:
-    signals.raise_in_main_thread()
-    index_run(options.run)
-
-
-def main() -> None:
-    """Run the command; leave with 0 for a whole run, 1 where it cannot be one yet, 2 for a wrong option, 130 for Ctrl-C."""
-    cli.start("pipeline.index", _index, when_stopped="all shards are kept. Run the command again.")
-
+main = partial(
+    cli.start,
+    "pipeline.index",
+    lambda options: index_run(options.run),
+    when_stopped="all shards are kept. Run the command again.",
+)
 
 if __name__ == "__main__":
     main()

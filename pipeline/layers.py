@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,7 @@ def _print(options: Options) -> None:
     print(_table(options), flush=True)
 
 
-def main() -> None:
-    """Print the table; leave with exit code 2 for a wrong option."""
-    cli.start("pipeline.layers", _print, when_stopped="nothing was changed.")
-
+main = partial(cli.start, "pipeline.layers", _print, when_stopped="nothing was changed.")
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import cli, figures, signals
+from . import cli, figures
 from .errors import DatasetError, ImageError, OptionError, StoreError
 from .figures import FeatureMap
 from .formatting import counted, words_for_number, words_for_shape, words_for_share
@@ -49,7 +49,6 @@ def draw_plots(options: PlotOptions) -> None:
     """
     from .store.reader import choose_layers, open_run
 
-    signals.raise_in_main_thread()
     with open_run(options.run) as run, figures.plain_settings():
         layers, written = choose_layers(run.layers, options.layers), set[Path]()
         for row in _choose_rows(run, options.images):
@@ -265,10 +264,7 @@ def find_image(run: Run, row: int) -> ImageRecord:
     return ImageRecord(row, key, path, "", int(run.images["bytes"][row]), source)
 
 
-def main() -> None:
-    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.plot", draw_plots, when_stopped=WHEN_STOPPED)
-
+main = partial(cli.start, "pipeline.plot", draw_plots, when_stopped=WHEN_STOPPED)
 
 if __name__ == "__main__":
     main()

@@ -48,11 +48,8 @@ def reduce_run(options: ReduceOptions) -> None:
     from .store.reader import open_run
     from .store.run_folder import open_folder
 
-    signals.raise_in_main_thread()
     watch = Stopwatch()
     with log_to_terminal() as kept_lines, open_run(options.run) as run, ExitStack() as stack:
-        if run.attributes["file_kind"] != format.INDEX:
-            raise StoreError(f"{run.path}: not a whole run, got a shard. Expected a run folder. Name the folder of its run.")
         if options.folder.absolute() == run.path.parent:
             raise OptionError(f"name: that of the run itself, got {options.name!r}. Expected another. Choose another name.")
         wanted = _wanted({name: run[name].layer for name in run.layers}, options)
@@ -188,10 +185,7 @@ def _make_stages(
     return Stages(Device("", "cpu", step), load, lambda batch: watch.over(reduced(batch), "reduce"), usable_cores(), {})
 
 
-def main() -> None:
-    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.reduce", reduce_run, when_stopped=WHEN_STOPPED)
-
+main = partial(cli.start, "pipeline.reduce", reduce_run, when_stopped=WHEN_STOPPED)
 
 if __name__ == "__main__":
     main()

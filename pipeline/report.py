@@ -44,39 +44,22 @@ LARGEST_ROW_BYTES = 64 << 20
 
 @dataclass(slots=True, kw_only=True)
 class Report(Made):
-    """What a run did, in numbers.
+    """What a run did, in numbers."""
 
-    Attributes:
-        folder: Where the results are.
-        index: File to open; "" where it is left to another process.
-        network: Its name.
-        weights: What they are.
-        layers: Name -> shape of a row, None at native size.
-        run_digest: Of the run, as in its files.
-        rows: Rows of the manifest.
-        failed: Rows that failed, in this run and in what it resumed.
-        causes: First words of the reasons -> rows.
-        skipped: Files passed over while listing: reason -> how many.
-        seconds_by_stage: Wall time of the main thread by what it did or waited for; they add up to ``seconds``.
-        versions: Of this program and the libraries.
-        options: Every option as it was set or is by default, name -> value.
-        part: ``3/8`` where this process made a share of the run only: rates, bytes, memory and seconds are its own; "" else.
-    """
-
-    folder: str
-    index: str
+    folder: str  # where the results are
+    index: str  # file to open; "" where it is left to another process
     network: str
-    weights: str
-    layers: Mapping[str, tuple[int, ...] | None]
+    weights: str  # what they are
+    layers: Mapping[str, tuple[int, ...] | None]  # name -> shape of a row, None at native size
     run_digest: str
-    rows: int
-    failed: int
-    causes: Mapping[str, int]
-    skipped: Mapping[str, int]
-    seconds_by_stage: Mapping[str, float]
-    versions: Mapping[str, str]
-    options: Mapping[str, Any]
-    part: str
+    rows: int  # of the manifest
+    failed: int  # of these, in this run and in what it resumed
+    causes: Mapping[str, int]  # first words of the reasons -> rows
+    skipped: Mapping[str, int]  # files passed over while listing: reason -> how many
+    seconds_by_stage: Mapping[str, float]  # of the main thread, by what it did or waited for
+    versions: Mapping[str, str]  # of this program and the libraries
+    options: Mapping[str, Any]  # each as it was set or is by default, by its full name
+    part: str  # 3/8 where this process made a share of the run, of which alone rates, bytes, memory and seconds are; "" else
 
     @property
     def seconds(self) -> float:
@@ -114,19 +97,15 @@ class Report(Made):
         found = self.numbers()
         causes = [f"{count:8d} {cause}" for cause, count in Counter(self.causes).most_common()]
         found["rows"] = f"\n{' ' * TITLE_WIDTH}".join([found["rows"], *causes])
-        if self.skipped:
-            found["skipped"] = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        found["skipped"] = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         parts = [f"{name} {seconds:.1f}" for name, seconds in self.seconds_by_stage.items() if seconds >= 0.05]
         found["seconds"] = f"{self.seconds:.1f} = {' + '.join(parts)}"
-        if self.bottleneck:
-            found["limit"] = f"{self.bottleneck}: {STAGES[self.bottleneck]}"
+        found["limit"] = self.bottleneck and f"{self.bottleneck}: {STAGES[self.bottleneck]}"
         if self.index:
-            found["results"] = self.index
-            # An address is no Path.
-            found["page"] = f"{self.index.removesuffix('features.h5')}report.html"
             first = next(iter(self.layers))
+            found["results"], found["page"] = self.index, f"{self.folder}/report.html"
             found["open"] = f'from pipeline import open_run; run = open_run("{self.folder}"); run["{first}"][0]'
-        return "\n".join(f"{title:{TITLE_WIDTH}}{text}" for title, text in found.items())
+        return "\n".join(f"{title:{TITLE_WIDTH}}{text}" for title, text in found.items() if text)
 
 
 def render_page(report: Report, run: Run, manifest: Manifest) -> str:

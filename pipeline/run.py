@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import cli, signals
@@ -13,18 +14,15 @@ WHEN_STOPPED = "finished shards are kept. Run the command again, with output.exi
 
 
 def _run(options: Options) -> None:
-    from .job import run
+    with signals.leaving_at_once():
+        from .job import run
 
     if options.dry_run:
         signals.install("nothing was written.")
-    signals.raise_in_main_thread()
     run(options)
 
 
-def main() -> None:
-    """Run the command; leave with exit code 2 for a wrong option, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.run", _run, when_stopped=WHEN_STOPPED)
-
+main = partial(cli.start, "pipeline.run", _run, when_stopped=WHEN_STOPPED)
 
 if __name__ == "__main__":
     main()

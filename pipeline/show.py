@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,10 +228,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def main() -> None:
-    """Say what a run holds; leave with exit code 1 where there is none, 2 for a wrong option."""
-    cli.start("pipeline.show", _show, when_stopped="nothing was changed.")
-
+main = partial(cli.start, "pipeline.show", _show, when_stopped="nothing was changed.")
 
 if __name__ == "__main__":
     main()

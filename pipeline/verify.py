@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import cli, signals
+from . import cli
 from .errors import StoreError, printable
 from .formatting import counted
 from .machine import usable_cores
-
-if TYPE_CHECKING:
-    from .config import VerifyOptions
 
 WHEN_STOPPED = "the run folder holds what it held, but for damaged files that repair=true had removed. Run the command again."
 
@@ -48,24 +45,14 @@ def verify(folder: Path, repair: bool) -> None:
         if result.count:
             for name in remove_damaged(result) if repair else ():
                 print(f"removed: {name}", flush=True)
-            advice = (
-                "What could be removed has been; run" if repair else "Verify with repair=true, or remove what is named, then run"
-            )
+            advice = "Run" if repair else "Verify with repair=true, then run"
             raise StoreError(
-                f"{folder}: the run is not whole and unchanged, got {outcome}. Expected none. {advice} the extraction again with "
-                f"the options in {folder}/config.yaml: it makes what is missing."
+                f"{folder}: the run is not whole and unchanged, got {outcome}. Expected none. {advice} the extraction again: it "
+                "makes what is missing."
             )
 
 
-def _verify(options: VerifyOptions) -> None:
-    signals.raise_in_main_thread()
-    verify(options.run, options.repair)
-
-
-def main() -> None:
-    """Run the command; leave with 0 for a whole run, 1 for damage, 2 for a wrong option, 130 for Ctrl-C, 143 for SIGTERM."""
-    cli.start("pipeline.verify", _verify, when_stopped=WHEN_STOPPED)
-
+main = partial(cli.start, "pipeline.verify", lambda options: verify(options.run, options.repair), when_stopped=WHEN_STOPPED)
 
 if __name__ == "__main__":
     main()

