@@ -32,9 +32,7 @@ _OF_THE_FILE = {
 
 
 def build_index(folder: Path, spec: RunSpec) -> Path:
-    """Write the index over the finished shards of a run.
-
-    It names the shards by paths relative to itself, so it opens from any working directory and after the folder has moved.
+    """Write the index over the finished shards of a run, by paths relative to itself.
 
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
@@ -60,8 +58,7 @@ def build_index(folder: Path, spec: RunSpec) -> Path:
                 statistics[layer] = join_statistics([statistics[layer], found]) if layer in statistics else found
     joined: dict[str, Any] = {name: np.concatenate(of_shards) for name, of_shards in columns.items()}
     arrays = {layer: np.concatenate(parts) for layer, parts in checksums.items()}
-    of_devices = {name: "; ".join(sorted(found)) for name, found in devices.items()}
-    spec = replace(spec, attributes={**spec.attributes, **of_devices})
+    spec = replace(spec, attributes={**spec.attributes, **{name: "; ".join(sorted(found)) for name, found in devices.items()}})
     # In memory: a disk that refuses is more than HDF5 survives, see ShardFile; and the tables are in memory already.
     content = io.BytesIO()
     with hdf5_alone(), h5py.File(content, "w") as file:

@@ -124,9 +124,8 @@ class OpenLayer:
         places = [row % len(stored) for row in piece.rows]
         there = stored if len(places) == len(stored) else stored[places]
         if not self._tally.add(there.astype(np.float32, copy=False)):
-            row = next(row for row, values in zip(piece.rows, there, strict=True) if not np.isfinite(values).all())
-            place = row % len(stored)
-            raise _value_error(self._spec, self._shard.first + row, self._name, piece.values[place], stored[place])
+            for row, place in zip(piece.rows, places, strict=True):
+                _require_storable(self._spec, self._name, self._shard.first + row, piece.values[place], stored[place])
         for row, values in zip(piece.rows, there, strict=True):
             self._checksums[row, piece.top] = codec.checksum(values), values.nbytes
         missing = piece.dataset.chunks[1 - stored.ndim] - stored.shape[1]
@@ -146,14 +145,7 @@ class OpenLayer:
 class OpenShard:
     """A shard while it is made: an open ``.partial`` file with its layers, and what became of its images.
 
-    Args:
-        folder: The run's folder; ``shards`` in it must exist.
-        spec: The run.
-        shard: Which rows.
-        mark: Of this writer, where another might write the same shard.
-
-    Raises:
-        StoreError: The disk refuses; here and in every method that writes.
+    ``mark``: of this writer, where another might write the same shard. All that writes raises a ``StoreError`` if the disk refuses.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
@@ -217,20 +209,19 @@ def encoded_bytes(spec: RunSpec, layer: str, index: int, values: NDArray[np.floa
         NetworkError: A value cannot be stored.
     """
     stored = codec.converted(values, np.dtype(format.STORED_DTYPES[spec.dtype]))
-    if not np.isfinite(stored).all():
-        raise _value_error(spec, index, layer, values, stored)
+    _require_storable(spec, layer, index, values, stored)
     return stored.nbytes, len(codec.encode(stored, spec.compression))
 
 
-def _value_error(
-    spec: RunSpec, index: int, layer: str, values: NDArray[np.float32], stored: NDArray[np.floating]
-) -> NetworkError:
-    """Return the one line for a row with a value that cannot be stored."""
-    return NetworkError(
-        f"{spec.manifest.keys[index]}: layer {layer} has a value that {spec.dtype} cannot hold, got "
-        f"{values[~np.isfinite(stored)][0]:g}. Expected finite numbers, of float16 from -65504 to 65504. Extract "
-        "with output.dtype=float32 or output.overflow=row for a larger one, else check network.weights and the image."
-    )
+def _require_storable(spec: RunSpec, layer: str, index: int, values: NDArray[np.float32], stored: NDArray[np.floating]) -> None:
+    """Raise a NetworkError for a row of which a value is not finite once it has the stored dtype."""
+    wrong = values[~np.isfinite(stored)]
+    if wrong.size:
+        raise NetworkError(
+            f"{spec.manifest.keys[index]}: layer {layer} has a value that {spec.dtype} cannot hold, got {wrong[0]:g}. Expected "
+            "finite numbers, of float16 from -65504 to 65504. Use output.dtype=float32 or output.overflow=row for a larger one, "
+            "else check network.weights and the image."
+        )
 
 
 def _image_columns(spec: RunSpec, shard: ShardSpec, statuses: Sequence[ImageStatus]) -> dict[str, tables.Column]:
@@ -263,15 +254,9 @@ def write_tables(
     checksums: Mapping[str, NDArray[np.uint32]],
     statistics: Mapping[str, LayerStatistics],
 ) -> None:
-    """Write all of a shard or index but its layers, which are there.
+    """Write all of a shard, or for None of the index, but its layers, which are there.
 
-    Args:
-        file: Open for writing.
-        spec: The run.
-        shard: Which rows the file holds; None: all, of the index.
-        columns: Of ``/images``, name -> (rows,).
-        checksums: Layer -> (rows,), 0 for failed rows.
-        statistics: Layer -> those of its rows.
+    ``columns``: of ``/images``; ``checksums`` and ``statistics``: by layer.
     """
     group = file.create_group("images")
     for name, column in columns.items():

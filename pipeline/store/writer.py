@@ -6,11 +6,10 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import StoreError
 from ..records import FeatureBatch, ImageStatus, RunSpec
@@ -101,7 +100,8 @@ class Writer:
             wait([self._waiting[0][0]])
             self._bytes_waiting -= self._waiting.popleft()[1]
         self.check()
-        task = self._in_background(self._encoders, self._store, shard, piece)
+        task = self._encoders.submit(self._store, shard, piece)
+        task.add_done_callback(self._note_error)
         shard.tasks.append(task)
         self._waiting.append((task, piece.values.nbytes))
         self._bytes_waiting += piece.values.nbytes
@@ -122,7 +122,9 @@ class Writer:
             for layer in shard.layers.values():
                 for piece in layer.flush():
                     self._submit(shard, piece)
-            self._finishing.append(self._in_background(self._finishers, self._finish, shard))
+            task = self._finishers.submit(self._finish, shard)
+            task.add_done_callback(self._note_error)
+            self._finishing.append(task)
 
     def _finish(self, shard: OpenShard) -> None:
         for task in shard.tasks:
@@ -132,11 +134,6 @@ class Writer:
         with self._lock:
             self.write_seconds += time.perf_counter() - began
             del self._open[shard.shard.number]
-
-    def _in_background(self, pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any) -> Future[None]:
-        task = pool.submit(work, *arguments)
-        task.add_done_callback(self._note_error)
-        return task
 
     def _note_error(self, task: Future[None]) -> None:
         """Keep the first error for the next call of the loop. Shards of which all has come are finished nevertheless."""
