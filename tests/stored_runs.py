@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from pipeline.records import FeatureBatch, FeatureSpec, ImageStatus, LayerSpec, Manifest, Reduction, RunSpec, digest_images
 from pipeline.sharding import Share
-from pipeline.store.digests import Digests
 from pipeline.store.index_file import build_index
 from pipeline.store.reader import open_run
 from pipeline.store.run_folder import RunFolder, open_folder
@@ -110,19 +109,18 @@ def make_missing(
     shards: int | None = None,
     statuses: Mapping[int, ImageStatus] | None = None,
     workers: int = 2,
-    digests: Digests | None = None,
-    **putting: Any,
+    batch_size: int = 3,
 ) -> dict[str, list[NDArray[np.float32]]]:
     """Writes missing shards of an open folder, or so many; gives the activations. ``statuses``: row -> another one."""
     folder.prepare()
     made = dict(make_values(folder.spec) if values is None else values)
     left = len(folder.missing) if shards is None else shards
     for part, missing in folder.parts():
-        writer = Writer(folder.path, part, missing[:left], workers, digests or Digests(folder.path))
+        writer = Writer(folder.path, part, missing[:left], workers, folder.digests())
         rows = [row for shard in missing[:left] for row in range(shard.first, shard.stop)]
         try:
             told = [(statuses or {}).get(status.index, status) for status in make_statuses(part, failed)]
-            put_rows(writer, rows, made, told, **putting)
+            put_rows(writer, rows, made, told, batch_size)
             writer.close()
         except BaseException:
             writer.abort()
@@ -151,7 +149,7 @@ def write_run(
 def write_share(folder: Path, spec: RunSpec, share: Share, failed: Sequence[int] = (), existing: str = "resume") -> bool:
     """Makes a share of a run, as one of several processes; tells whether it has written the index."""
     with open_folder(folder, spec, existing, share) as run_folder:
-        make_missing(run_folder, failed, workers=1, digests=run_folder.digests())
+        make_missing(run_folder, failed, workers=1)
         with run_folder.alone():
             if run_folder.lacking() or run_folder.is_extended():
                 return False

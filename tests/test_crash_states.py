@@ -368,7 +368,7 @@ def spread(states: Sequence[Item], count: int) -> list[Item]:
     return [states[int(number * len(states) / count)] for number in range(count)] if count < len(states) else [*states]
 
 
-def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bool = False) -> None:
+def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bool) -> None:
     """Cuts the power so often, of these times so often after it has been cut already."""
     states = trials.power_cuts(count - second, kinds_first=kinds_first)
     for where, tree in states:
@@ -381,20 +381,13 @@ def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bo
             trials.go_on(f"{where}, then {then}", after)
 
 
+# 3,000 in all; an index is written in few operations.
+@pytest.mark.parametrize("kinds_first", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "many"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_run_goes_on_to_the_same_bits_after_a_power_cut(tmp_path: Path, name: str) -> None:
-    trials = Trials(Place(tmp_path), name)
-    cut_again_and_again(trials, 25, 5)
-    assert len(trials.seen) == 25
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_run_goes_on_to_the_same_bits_after_any_power_cut(tmp_path: Path, name: str) -> None:
-    trials = Trials(Place(tmp_path), name, seed=1)
-    cut_again_and_again(trials, 420, 200, kinds_first=True)
-    # 3,000 in all; an index is written in few operations.
-    assert len(trials.seen) >= (250 if name == "index" else 400)
+def test_a_run_goes_on_to_the_same_bits_after_a_power_cut(tmp_path: Path, name: str, kinds_first: bool) -> None:
+    trials = Trials(Place(tmp_path), name, seed=int(kinds_first))
+    cut_again_and_again(trials, *((420, 200) if kinds_first else (25, 5)), kinds_first)
+    assert len(trials.seen) >= (25 if not kinds_first else 250 if name == "index" else 400)
 
 
 def refusals(trials: Trials) -> list[tuple[str, int, int]]:
@@ -417,8 +410,7 @@ def refuse_each(trials: Trials, given: Sequence[tuple[str, int, int]]) -> None:
             trials.assert_refused(Refusal(number, error))
         except Exception as failure:
             failures.append(f"{errno.errorcode[error]} at {operation}, number {number}: {failure!r}"[:1000])
-            print("BAD", failures[-1])
-    assert not failures
+    assert not failures, "\n".join(failures)
 
 
 def test_a_refusal_of_the_system_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:

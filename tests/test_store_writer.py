@@ -48,8 +48,7 @@ def test_a_shard_has_the_tree_that_the_format_says(tmp_path: Path, compression: 
     with h5py.File(shard_path(tmp_path, spec, 1)) as file:
         assert {name for name in file if isinstance(file[name], h5py.Group)} == {"features", "images", "checksums", "statistics"}
         dataset = file["features/relu4_1"]
-        assert dataset.shape == (4, 80, 80, 3)
-        assert dataset.dtype == np.dtype(dtype)
+        assert (dataset.shape, dataset.dtype) == ((4, 80, 80, 3), np.dtype(dtype))
         assert dataset.compression == (compression if compression == "gzip" else None)
         assert not dataset.shuffle
         assert np.isnan(dataset.fillvalue)
@@ -79,9 +78,8 @@ def test_a_shard_has_the_tree_that_the_format_says(tmp_path: Path, compression: 
             assert images[name].asstr()[:].tolist() == expected, name
         assert h5py.check_string_dtype(images["key"].dtype).encoding == "utf-8"
         assert (images["height"].dtype, images["bytes"].dtype) == (np.int32, np.int64)
-        assert images["height"][:].tolist() == [304, 0, 306, 307]
-        assert images["width"][:].tolist() == [404, 0, 406, 407]
-        assert images["bytes"][:].tolist() == [1238, 17, 1240, 1241]
+        sizes = [images[name][:].tolist() for name in ("height", "width", "bytes")]
+        assert sizes == [[304, 0, 306, 307], [404, 0, 406, 407], [1238, 17, 1240, 1241]]
         root = file.attrs
         assert (root["format"], root["format_version"], root["file_kind"]) == ("deep-feature-pipeline", 3, "shard")
         assert (root["run_digest"], root["manifest_digest"]) == (spec.digest, spec.manifest.digest)

@@ -46,10 +46,7 @@ def join_checksums(parts: list[tuple[int, int]]) -> int:
 
 
 def encode(values: NDArray[np.floating], compression: str) -> bytes | NDArray[np.uint8]:
-    """Return the bytes of a chunk as HDF5 stores them: by ``gzip`` a zlib stream, by ``none`` the chunk's own, not copied.
-
-    ``values``: the whole chunk in the stored dtype, little-endian, C order.
-    """
+    """Return a whole chunk of the stored dtype as HDF5 stores it: by ``gzip`` a zlib stream, by ``none`` its own bytes."""
     raw = _bytes(values)
     return bytes(isal_zlib.compress(raw, LEVEL)) if compression == "gzip" else raw
 

@@ -34,10 +34,6 @@ class Digests:
 
     Raises:
         StoreError: A file is there and cannot be read, or is none; in all methods: the disk refuses.
-
-    Attributes:
-        path: Of the file that lines are added to.
-        by_name: Path from the run folder -> SHA-256, hex.
     """
 
     def __init__(self, folder: Path, writer: str = "") -> None:
@@ -45,7 +41,7 @@ class Digests:
         self.writer = writer
         self._folder = folder
         self._adding = threading.Lock()
-        self.by_name = _read(self.path)
+        self.by_name = _read(self.path)  # path from the run folder -> SHA-256, hex
         # Also of one that was killed when it had written no line yet.
         names = [] if writer else [name.removesuffix(format.PARTIAL_SUFFIX) for name in disk.names_in(folder)]
         self._of_writers = {

@@ -24,7 +24,7 @@ from .shard import hdf5_alone, write_layer, write_tables
 from .statistics import LayerStatistics, join_statistics, read_statistics
 from .tables import Column
 
-# Attributes of the root that are written for each file, by :func:`pipeline.store.shard.write_root`.
+# Attributes of the root that are written for each file, by :func:`pipeline.store.shard.write_tables`.
 _OF_THE_FILE = {
     *("format", "format_version", "file_kind", "run_digest", "identity", "manifest_digest", "first_row", "rows", "created"),
     *("images_per_shard", "part_stops", "part_digests"),

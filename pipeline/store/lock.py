@@ -52,11 +52,7 @@ class Lock:
         self._file = None if isinstance(path, RemotePath) else FileLock(path, timeout=0, fallback_to_soft=False)
 
     def take(self) -> str:
-        """Take it, and return "", or return who has it instead; of an object, which outlives a kill, also how to remove it.
-
-        Raises:
-            OSError: The disk or the storage refuses, or something else than a file is in its place.
-        """
+        """Take it, and return "", or return who has it instead; of an object, which outlives a kill, also how to remove it."""
         holder = self._make_object(self.path) if isinstance(self.path, RemotePath) else self._lock_file()
         self.is_taken = not holder
         return holder
@@ -112,21 +108,15 @@ def _say_waiting(folder: Path) -> None:
 class Hold:
     """What this process holds of a run folder, from the beginning until it is released or the process ends.
 
-    Args:
-        folder: The run folder.
-        share: That this process makes beside others; ``.lock`` is then to be given up soon, by :meth:`let_others`. None: the
-            whole folder.
+    ``share``: that this process makes beside others; ``.lock`` is then to be given up soon, by :meth:`let_others`. None: all.
 
     Raises:
         LockedError: A live process has the folder, or a part of the run that excludes this one; here and in :meth:`alone`.
         StoreError: The disk or the storage refuses; likewise.
-
-    Attributes:
-        living: Shares that other processes made when ``.lock`` was taken last.
     """
 
     def __init__(self, folder: Path, share: Share | None = None) -> None:
-        self.living: frozenset[Share] = frozenset()
+        self.living: frozenset[Share] = frozenset()  # what other processes made when `.lock` was taken last
         self._folder, self._share = folder, share
         self._lock = Lock(folder / format.LOCK_NAME)
         self._own = Lock(folder / format.marked(format.LOCK_NAME, share.mark)) if share else None
@@ -182,10 +172,8 @@ class Hold:
         return sorted(shares, key=lambda share: (share.count, share.number))
 
     def _refused(self, happened: str, got: str, expected: str) -> LockedError:
-        return LockedError(
-            f"{self._folder}: {happened}, got {got}. Expected {expected}. Wait for it or stop it, or choose another folder with "
-            "name=..."
-        )
+        remedy = "Wait for it or stop it, or choose another folder with name=..."
+        return LockedError(f"{self._folder}: {happened}, got {got}. Expected {expected}. {remedy}")
 
     def let_others(self) -> None:
         """Let the other parts open the folder; does nothing for a whole run."""

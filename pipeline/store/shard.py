@@ -115,11 +115,7 @@ class OpenLayer:
             self._rows = []
 
     def encode(self, piece: Piece) -> bytes | NDArray[np.uint8]:
-        """Return the chunk's bytes; note the checksum and the statistics of each row.
-
-        Raises:
-            NetworkError: A value cannot be stored.
-        """
+        """Return the chunk's bytes; note checksums and statistics. Raise a ``NetworkError`` if a value cannot be stored."""
         stored = codec.converted(piece.values, self._dtype)
         places = [row % len(stored) for row in piece.rows]
         there = stored if len(places) == len(stored) else stored[places]
@@ -145,7 +141,7 @@ class OpenLayer:
 class OpenShard:
     """A shard while it is made: an open ``.partial`` file with its layers, and what became of its images.
 
-    ``mark``: of this writer, where another might write the same shard. All that writes raises a ``StoreError`` if the disk refuses.
+    ``mark``: of this writer, where another might write the same shard. Methods raise a ``StoreError`` if the disk refuses.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shard: ShardSpec, mark: str = "") -> None:
@@ -203,11 +199,7 @@ class OpenShard:
 
 
 def encoded_bytes(spec: RunSpec, layer: str, index: int, values: NDArray[np.float32]) -> tuple[int, int]:
-    """Return how many bytes the activations of one image are before compression and after, stored by themselves.
-
-    Raises:
-        NetworkError: A value cannot be stored.
-    """
+    """Return the bytes of one image's activations before compression and after; a ``NetworkError`` if they cannot be stored."""
     stored = codec.converted(values, np.dtype(format.STORED_DTYPES[spec.dtype]))
     _require_storable(spec, layer, index, values, stored)
     return stored.nbytes, len(codec.encode(stored, spec.compression))
@@ -348,8 +340,7 @@ class ShardFile(io.RawIOBase):
     fails, and the process dies when the file's objects are cleared away; and where it finds other bytes than it has written, or
     none, it follows references that are not there. What it keeps besides chunks is small.
 
-    Args:
-        disk: Empty and open for writing, without a buffer. Closed with this.
+    ``disk``: empty and open for writing, without a buffer; closed with this.
     """
 
     def __init__(self, disk: IO[bytes]) -> None:

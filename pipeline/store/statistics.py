@@ -82,17 +82,12 @@ class LayerStatistics:
 
     @property
     def dead_channels(self) -> NDArray[np.int64]:
-        """(d,) channels that tell nothing: never above zero where no value of the layer is negative, else constant.
-
-        A single value is not called constant.
-        """
-        if not self.rows:
-            return np.zeros(0, np.int64)
-        if self.minimum >= 0.0:
+        """(d,) channels that tell nothing: never above zero where no value of the layer is negative, else constant."""
+        if self.rows and self.minimum >= 0.0:
             return np.flatnonzero(self.channel_maximum <= 0.0)
-        if self.values == len(self.channel_maximum):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(self.channel_minimum == self.channel_maximum)
+        # Of a single value nobody can say that it never changes.
+        is_known = self.values > len(self.channel_maximum)
+        return np.flatnonzero(is_known & (self.channel_minimum == self.channel_maximum))
 
     def __repr__(self) -> str:
         return (
@@ -198,11 +193,7 @@ def write_statistics(file: h5py.File, statistics: Mapping[str, LayerStatistics])
 
 
 def read_statistics(file: h5py.File, path: Path, layers: Iterable[str]) -> dict[str, LayerStatistics]:
-    """Return layer -> statistics of an open file's rows.
-
-    Raises:
-        StoreError: They are missing or damaged.
-    """
+    """Return layer -> statistics of an open file's rows; raise a ``StoreError`` where they are missing or damaged."""
     found = {}
     for layer in layers:
         with reading(path, f"/statistics/{layer}"):

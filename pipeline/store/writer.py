@@ -41,21 +41,16 @@ class Writer:
         shards: Those to make.
         workers: Threads that encode.
         digests: Where finished shards get their lines. Unfinished files have names of their own if it has a writer's name.
-
-    Attributes:
-        bytes_raw, bytes_stored: Activations written so far, before and after compression.
-        encode_seconds, write_seconds: Spent on encoding, and on writing and finishing files, summed over threads.
     """
 
     def __init__(self, folder: Path, spec: RunSpec, shards: Sequence[ShardSpec], workers: int, digests: Digests) -> None:
-        self.bytes_raw = self.bytes_stored = 0
-        self.encode_seconds = self.write_seconds = 0.0
+        self.bytes_raw = self.bytes_stored = 0  # activations written so far, before and after compression
+        self.encode_seconds = self.write_seconds = 0.0  # on encoding, and on writing and finishing files, summed over threads
         self._folder, self._spec, self._digests = folder, spec, digests
         # Two processes may come to write the same shard, where locks do not work or one was taken for dead: each writes all of
         # it, and either is the whole one.
         self._mark = f"{digests.writer}-{secrets.token_hex(4)}" if digests.writer else ""
         self._shards = {shard.number: shard for shard in shards}
-        self._to_make = {*self._shards}
         self._open: dict[int, OpenShard] = {}
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._bytes_waiting = 0
@@ -91,7 +86,6 @@ class Writer:
             while len(self._finishing) >= MOST_FINISHING:
                 self._finishing = [*wait(self._finishing, return_when=FIRST_COMPLETED).not_done]
             self.check()
-            self._to_make.remove(number)
             self._open[number] = OpenShard(self._folder, self._spec, self._shards[number], self._mark)
         return self._open[number]
 
@@ -156,7 +150,6 @@ class Writer:
             self._encoders.shutdown()
             self._finishers.shutdown()
             self.check()
-            assert not self._to_make, f"nothing came for shards {sorted(self._to_make)}"
             assert not self._open, f"rows are missing of shards {sorted(self._open)}"
         finally:
             self.abort()
