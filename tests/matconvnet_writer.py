@@ -17,7 +17,7 @@ from pipeline.network.known_weights import Weights
 from pipeline.records import LayerSpec
 
 
-def write_matconvnet(path: Path, weights: Weights, generation: str) -> None:
+def write_matconvnet(path: Path, weights: Weights, generation: str = "new") -> None:
     """Write weights as a MatConvNet file. Reading it back gives the same arrays, mean and padding.
 
     ``generation``: ``old``: to beta16, as scipy wrote it in 2015; ``new``: from beta17; ``pre11``: before beta11, ``filters`` and
@@ -30,8 +30,8 @@ def write_matconvnet(path: Path, weights: Weights, generation: str) -> None:
     mean = weights.mean_pixel.astype(np.float64).reshape(1, 1, 3)
     normalization = {"averageImage": mean if new else np.broadcast_to(mean, (224, 224, 3)), "interpolation": "bilinear"}
     of_input: Any = {"meta": {"normalization": normalization}} if new else {"normalization": normalization}
-    root = {"layers": layers, **of_input}
-    savemat(path, root, appendmat=False, oned_as="column" if new else "row", do_compression=new)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"layers": layers, **of_input}, appendmat=False, oned_as="column" if new else "row", do_compression=new)
 
 
 def _layer(layer: LayerSpec, weights: Weights, generation: str) -> dict[str, Any]:

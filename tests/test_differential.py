@@ -30,11 +30,12 @@ from pipeline.network.known_weights import Weights
 from . import plain_script
 from .bad_images import KINDS, ORIENTATION, encode, picture
 from .conftest import MEAN_PIXEL, THIN_CHANNELS
+from .matconvnet_writer import write_matconvnet
 from .plain_script import Refused, Row
 from .processes import call, call_here
 from .test_tars import write_tar
 from .test_torch_weights import DEVIATION, MEAN, save_safetensors
-from .weight_files import save_keras, save_mat
+from .weight_files import save_keras
 
 # A test that fails shows its weights, which are long.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
@@ -378,7 +379,7 @@ def write_weights(folder: Path) -> WeightsFiles:
             save_keras(path, Weights(network, kernels, biases, mean, padding, ""))
         else:
             mean, padding = np.array([120.5, 110.25, 99.0]), "valid" if name == "new.mat" else "same"
-            save_mat(path, Weights(network, kernels, biases, mean, padding, ""), name[:3])
+            write_matconvnet(path, Weights(network, kernels, biases, mean, padding, ""), name[:3])
         found.setdefault(network, {})[str(path)] = plain_script.Weights(kernels, biases, mean, scale, padding == "same")
     return found
 

@@ -12,9 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
+from .matconvnet_writer import write_matconvnet
 from .processes import command, finish
 from .test_torch_weights import make_state, save_safetensors
-from .weight_files import few_channels, keras_arrays, make_weights, refusal, save_mat, shrink_networks, write_keras_2
+from .weight_files import few_channels, keras_arrays, make_weights, refusal, shrink_networks, write_keras_2
 
 __all__ = ["few_channels"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
@@ -39,7 +40,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shrink_networks(patch)
         weights = make_weights(classifier=False)
         for generation in ("old", "new", "pre11"):
-            save_mat(folder / f"{generation}.mat", weights, generation)
+            write_matconvnet(folder / f"{generation}.mat", weights, generation)
         arrays = keras_arrays(weights)
         write_keras_2(folder / "keras2.h5", arrays)
         _write(folder / "gzip.h5", arrays, {}, {"compression": "gzip", "shuffle": True})
@@ -77,8 +78,8 @@ def check(seed: Path, count: int) -> None:
         lines = done.stdout.splitlines()
         assert lines, done.stderr
         # The last has no outcome if it ended the process.
-        outcomes.update((*line.split(" ", 2), "died")[1] for line in lines)
-        assert [line for line in lines if "wrong" in line.split(" ")[1:2]] == []
+        outcomes.update((*line.split(maxsplit=2), "died")[1] for line in lines)
+        assert [line for line in lines if "wrong" in line.split()[1:2]] == []
         first = int(lines[-1].split()[0]) + 1
     print(f"{seed.name}: {dict(outcomes)}")
     assert outcomes["loaded"] + outcomes["refused"] + outcomes["died"] == count

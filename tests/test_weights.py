@@ -19,7 +19,8 @@ from pipeline.network import known_weights, weights
 from pipeline.network.known_weights import KnownFile, Wanted, recognise_training
 from pipeline.network.weights import random_weights
 
-from .weight_files import MAT, NOTOP, WHOLE, Loader, save_keras, save_mat, shrink_networks
+from .matconvnet_writer import write_matconvnet
+from .weight_files import MAT, NOTOP, WHOLE, Loader, save_keras, shrink_networks
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_the_digest_is_that_of_the_numbers_whatever_the_file(load: Loader, tmp_p
     plain = load("random", classifier=True)
     found = []
     for generation in ("old", "new", "pre11"):
-        save_mat(tmp_path / f"{generation}.mat", plain, generation)
+        write_matconvnet(tmp_path / f"{generation}.mat", plain, generation)
         found.append(load(tmp_path / f"{generation}.mat", classifier=True))
     save_keras(tmp_path / "weights.h5", plain)
     found.append(load(tmp_path / "weights.h5", classifier=True))
@@ -56,7 +57,7 @@ def test_imagenet_takes_a_local_copy_of_any_format(load: Loader) -> None:
     save_keras(load.folder / NOTOP, load("random"))
     assert load("imagenet").source == f"{NOTOP} (Keras)"
     assert load("imagenet", classifier=True).source == f"{WHOLE} (Keras)"
-    save_mat(load.folder / MAT, plain)
+    write_matconvnet(load.folder / MAT, plain)
     assert load("imagenet").source == load("matconvnet").source == f"{MAT} (MatConvNet)"
 
 
@@ -197,7 +198,7 @@ def test_a_file_in_another_order_is_used_as_stored_with_a_warning(
     load: Loader, tmp_path: Path, change: Callable[[Any], Any], order: str
 ) -> None:
     kernel = np.ascontiguousarray(change(published_kernel()))
-    save_mat(tmp_path / "net.mat", replace(load("random"), kernels={**load("random").kernels, "conv1_1": kernel}))
+    write_matconvnet(tmp_path / "net.mat", replace(load("random"), kernels={**load("random").kernels, "conv1_1": kernel}))
     loaded = load(tmp_path / "net.mat")
     assert loaded.recognised == f"VGG-19 of Simonyan & Zisserman (Caffe), {order}"
     np.testing.assert_array_equal(loaded.kernels["conv1_1"], kernel)

@@ -15,8 +15,6 @@ from pipeline.network import architectures, known_weights, weights
 from pipeline.network.known_weights import Wanted, Weights, files_for
 from pipeline.network.weights import content_digest, load_weights, random_weights, read_file
 
-from .matconvnet_writer import write_matconvnet
-
 Arrays = dict[str, tuple[Any, Any]]
 
 NOTOP = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -64,11 +62,6 @@ def write_keras_2(path: Path, arrays: Arrays) -> None:
 def save_keras(path: Path, stored: Weights) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_keras_2(path, keras_arrays(stored))
-
-
-def save_mat(path: Path, stored: Weights, generation: str = "new") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_matconvnet(path, stored, generation)
 
 
 @pytest.fixture
