@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline import open_run
-from pipeline.images import decode, loader, reading
-from pipeline.images.decode import decode_image
+from pipeline.images import loader, reading
 from pipeline.images.folder import list_folder
 from pipeline.images.lists import read_list
 from pipeline.images.loader import ImageLoader
@@ -145,26 +143,6 @@ def test_large_images_share_the_room_of_one(tmp_path: Path, monkeypatch: pytest.
     batches = list(ImageLoader(manifest, np.arange(12), batch_size=4, workers=6, prepare=prepare))
     assert [status.error for batch in batches for status in batch.statuses] == [""] * 12
     assert most[0] == 2
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "CMYK", "1", "I;16"])
-def test_a_large_image_converted_in_strips_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(7, 41, 23)
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
-    elif mode in ("RGBA", "LA"):
-        image.putalpha(image.convert("L"))
-        image = image.convert(mode)
-    else:
-        image = image.convert(mode)
-    options = {"transparency": bytes(range(255))} if mode == "P" else {"transparency": 77} if mode == "L" else {}
-    file_format = "TIFF" if mode == "CMYK" else "PNG"
-    data = encode(image, file_format, image.mode, **options)
-    whole = decode_image(data)[0]
-    monkeypatch.setattr(decode, "_STRIP_PIXELS", 23 * 7)
-    strips = decode_image(data)[0]
-    assert strips.dtype == np.uint8
-    np.testing.assert_array_equal(strips, whole)
 
 
 @pytest.mark.parametrize("change", ["cut", "grown", "overwritten", "replaced"])

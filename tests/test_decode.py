@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.images import decode
 from pipeline.images.decode import decode_image, image_extensions
 
 from . import bad_images
@@ -166,6 +167,16 @@ def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None
         np.testing.assert_array_equal(pixels, as_pillow(data))
         assert size_px == pixels.shape[:2]
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "CMYK", "1", "I;16"])
+def test_a_large_image_converted_in_strips_is_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.asarray(picture("L"), np.uint16) * 257) if mode == "I;16" else picture(mode)
+    options = {"transparency": bytes(range(255))} if mode == "P" else {"transparency": 77} if mode == "L" else {}
+    data = encode(image, "TIFF" if mode == "CMYK" else "PNG", **options)
+    whole = decoded(data)
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", 61 * 7)
+    np.testing.assert_array_equal(decoded(data), whole)
 
 
 def test_extensions_are_those_of_photographs_and_not_of_programs_or_documents() -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.errors import DatasetError
 from pipeline.images.lists import read_list, refuse_all_missing
-from pipeline.images.loader import ImageLoader
 from pipeline.records import Manifest
 
 from .test_folder import touch
+from .test_loader import errors_of
 
 
 def listed(tmp_path: Path, text: str | bytes, name: str = "list.txt", base: Path | None = None) -> Manifest:
@@ -132,7 +131,6 @@ def test_a_list_of_which_no_file_is_there_says_where_it_looked_and_what_to_do(tm
 def test_names_that_no_system_has_and_files_that_are_no_images_are_failed_rows(tmp_path: Path) -> None:
     names = ["a" * 5000 + ".jpg", "d/" * 3000 + "x.jpg", "~/x.jpg", "/etc/passwd"]
     manifest = listed(tmp_path, "\n".join(names))
-    (batch,) = ImageLoader(manifest, np.arange(4), batch_size=4, workers=1)
-    long, missing = "unreadable: file name too long", "missing: file not found"
-    assert [status.error for status in batch.statuses[:3]] == [long, long, missing]
-    assert batch.statuses[3].error.startswith("not an image: ")
+    errors, long = errors_of(manifest), "unreadable: file name too long"
+    assert errors[:3] == [long, long, "missing: file not found"]
+    assert errors[3].startswith("not an image: ")

@@ -49,6 +49,12 @@ def load(manifest: Manifest, **options: Any) -> list[Batch]:
     return list(ImageLoader(manifest, options.pop("indices", np.arange(len(manifest))), **options))
 
 
+def errors_of(manifest: Manifest, indices: NDArray[np.int64] | None = None) -> list[str]:
+    """Why the rows of a manifest failed, or some of them; "" of those that have not."""
+    batches = load(manifest, indices=np.arange(len(manifest)) if indices is None else indices)
+    return [status.error for batch in batches for status in batch.statuses]
+
+
 def test_batches_hold_the_images_one_after_the_other_with_their_statuses(tmp_path: Path) -> None:
     manifest = folder_of(tmp_path, 10)
     batches = load(manifest)
@@ -64,20 +70,12 @@ def test_batches_hold_the_images_one_after_the_other_with_their_statuses(tmp_pat
         assert type(status.height_px) is type(status.file_bytes) is int
 
 
-def test_only_the_asked_rows_are_loaded_in_the_asked_order(tmp_path: Path) -> None:
-    manifest = folder_of(tmp_path, 6)
-    indices = np.array([5, 0, 3, 3])
-    batches = load(manifest, indices=indices, batch_size=3)
-    assert [status.index for batch in batches for status in batch.statuses] == [5, 0, 3, 3]
-    for number, image in zip(indices, rows(batches), strict=True):
-        np.testing.assert_array_equal(image, photograph(number, 20 + number, 60 - number))
-
-
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (7, 3), (64, 8)])
 def test_batch_size_and_workers_change_no_row(tmp_path: Path, batch_size: int, workers: int) -> None:
-    manifest = folder_of(tmp_path, 20)
+    manifest, indices = folder_of(tmp_path, 20), np.array([*range(20), 5, 0, 3, 3])
     (tmp_path / "005.png").write_bytes(b"")
-    reference, other = load(manifest), load(manifest, batch_size=batch_size, workers=workers)
+    reference, other = (load(manifest, indices=indices, **how) for how in ({}, {"batch_size": batch_size, "workers": workers}))
+    assert [s.index for b in reference for s in b.statuses] == indices.tolist()
     assert [s for b in reference for s in b.statuses] == [s for b in other for s in b.statuses]
     for one, two in zip(rows(reference), rows(other), strict=True):
         np.testing.assert_array_equal(one, two)

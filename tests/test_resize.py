@@ -203,23 +203,6 @@ def doubled(*inputs: Any) -> Any:
     yield "relu1_2", np.asarray(inputs[0], np.float32) * 2
 
 
-def test_the_engine_of_the_cpu_gets_the_good_images_alone() -> None:
-    images = np.random.default_rng(0).standard_normal((4, 5, 6, 3)).astype(np.float32)
-    batch = batch_of(list(images))
-    found = list(infer_on_host(batch, doubled, None))
-    assert [(features.layer, features.indices.tolist()) for features in found] == [
-        ("relu1_1", [10, 11, 12, 13]),
-        ("relu1_2", [10, 11, 12, 13]),
-    ]
-    np.testing.assert_array_equal(found[1].values, 2 * images)
-    failed = tuple(replace(status, error="corrupt: test") if status.index in (10, 12) else status for status in batch.statuses)
-    found = list(infer_on_host(replace(batch, statuses=failed), doubled, None))
-    assert found[0].indices.tolist() == [11, 13]
-    np.testing.assert_array_equal(found[0].values, images[[1, 3]])
-    nothing = replace(batch, statuses=tuple(replace(status, error="x") for status in batch.statuses))
-    assert not list(infer_on_host(nothing, doubled, None))
-
-
 def test_a_scale_divides_what_the_mean_has_left_and_padding_stays_zero() -> None:
     image, scale = noise(30, 21, 1), np.array([58.395, 57.12, 57.375])
     spec = ResizeSpec((16, 16), "pad", "bilinear")

@@ -179,31 +179,6 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     assert not list(tmp_path.glob("deep-feature-pipeline-*"))
 
 
-def test_a_bucket_that_vanishes_in_mid_run_stops_it_in_one_line(store: ObjectStore, tmp_path: Path) -> None:
-    images = images_here(tmp_path / "imgs", 8)
-    put_files(IMAGES, {path.name: path.read_bytes() for path in images.iterdir()})
-    gone = []
-
-    def fault(method: str, path: str) -> int | None:
-        # Every request after the second image is refused for good, as of a service that is down.
-        if method == "GET" and path.startswith("/bucket/imgs/"):
-            gone.append(path)
-        return 503 if len(gone) > 2 else None
-
-    store.fault = fault
-    (tmp_path / "sitecustomize.py").write_text("import pipeline.storage\npipeline.storage.PAUSES_SECONDS = (0.1, 0.1)\n")
-    variables = {**store.environment, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
-    options = [f"data.dir={IMAGES}", *OPTIONS, f"output.dir={tmp_path / 'outputs'}"]
-    found = call(*options, cwd=tmp_path, **variables)
-    assert found.returncode == 1, found.stderr
-    assert ": the storage refuses, got it does not answer as it should" in found.stderr.splitlines()[-1]
-    store.fault = lambda method, path: None
-    found = call(*options, cwd=tmp_path, **variables)
-    assert found.returncode == 0, found.stderr
-    with open_run(tmp_path / "outputs/imgs-vgg19") as run:
-        assert set(run.images["status"]) == {"ok"}
-
-
 def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore, tmp_path: Path) -> None:
     images = images_here(tmp_path / "imgs", 6)
     options = [f"data.dir={images}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
