@@ -351,9 +351,9 @@ class RemotePath(_Base):
         self._ask(work)
 
     def create(self, data: bytes) -> bool:
-        """Write a small file unless it is there, and tell whether it was not. Of two who try at once one succeeds.
+        """Write a small file unless it is there, and tell whether it was not.
 
-        S3 (since 2024) and Google Cloud Storage promise that; of others fsspec's implementation decides.
+        Of two who try at once one succeeds: S3 and Google Cloud Storage promise it, of others fsspec's implementation decides.
         """
 
         def work(system: Any, path: str) -> None:
@@ -413,7 +413,7 @@ def refresh(folder: Path) -> None:
 
 
 def read_ahead(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the paths of HDF5 files in their order; what HDF5 reads first of those at an address is fetched, some at a time."""
+    """Yield the paths of HDF5 files in order; what HDF5 reads first of those at an address is fetched, some at a time."""
     left = iter(paths)
     with ThreadPoolExecutor(FILES_AHEAD, "ahead") as pool:
         while some := list(islice(left, FILES_AHEAD)):

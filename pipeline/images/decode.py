@@ -44,11 +44,9 @@ _STRIP_PIXELS = 2**23
 # Source: ITU T.81, B.1: markers of the segments where EXIF and XMP are, and of the scan, which comes behind all segments; frame
 # header of a lossless JPEG, with how its length begins.
 _APP1, _SCAN, _LOSSLESS = b"\xff\xe1", b"\xff\xda", b"\xff\xc3\0"
-# What libjpeg warns of and decodes nevertheless. Bytes too many before a marker other than a restart are nobody's loss.
-# Source: libjpeg-turbo, jerror.h, JWRN_*.
-_CORRUPT = "Corrupt JPEG data: "
-# What it says where there is no end: then nobody knows what else is missing, and zeros in its stead are decoded as grey.
-_NO_END = "Premature end of JPEG file"
+# What libjpeg warns of and decodes nevertheless: of no end, with grey for what is missing. Bytes too many before a marker other
+# than a restart are nobody's loss. Source: libjpeg-turbo, jerror.h, JWRN_*.
+_CORRUPT, _NO_END = "Corrupt JPEG data: ", "Premature end of JPEG file"
 _HARMLESS = re.compile(r"extraneous bytes before marker 0x(?!d[0-7])")
 
 # Pillow warns about what a status row says better, or what changes no pixel (a torn EXIF block). A filter for the whole process:
@@ -126,7 +124,6 @@ def _decode_by_libjpeg(data: bytes, is_cmyk: bool, height: int, width: int) -> N
     """Decode a JPEG by simplejpeg; None where that refuses it, or warns of what is harmless."""
     try:
         # No smaller than these sides: of the eighths that it can scale by, that is the ratio itself.
-        # Strict: what libjpeg only warns of, such as a missing end, is refused.
         colours = "CMYK" if is_cmyk else "RGB"
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:

@@ -79,23 +79,20 @@ class ImageLoader:
     def __post_init__(self) -> None:
         self._decoding = _PixelSemaphore(self.workers)
         self._error: BaseException | None = None
-        with tf.device(_CPU):
-            self.dataset = self._make()
-
-    def _make(self) -> tf.data.Dataset:
         reads = READS_AT_ONCE if isinstance(self.manifest.source, RemoteImages) else LOCAL_READS
         calls = max(self.workers, reads) if self.batch_size else self.workers
-        rows = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
-        # AutoGraph would find nothing to convert, and writes files that a kill leaves in the folder for temporary ones.
-        element = tf.autograph.experimental.do_not_convert(self._element)
-        images = rows.map(element, num_parallel_calls=calls, deterministic=True)
-        if self.batch_size:
-            images = images.batch(self.batch_size) if self.size_px else images.padded_batch(self.batch_size)
         options = tf.data.Options()
         # No thread that looks for something to tune: the numbers above are meant.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = calls
-        return images.prefetch(1).with_options(options)
+        # AutoGraph would find nothing to convert, and writes files that a kill leaves in the folder for temporary ones.
+        element = tf.autograph.experimental.do_not_convert(self._element)
+        with tf.device(_CPU):
+            rows = tf.data.Dataset.from_tensor_slices(np.asarray(self.indices, np.int64))
+            images = rows.map(element, num_parallel_calls=calls, deterministic=True)
+            if self.batch_size:
+                images = images.batch(self.batch_size) if self.size_px else images.padded_batch(self.batch_size)
+            self.dataset = images.prefetch(1).with_options(options)
 
     def _element(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return the element of a row; at native size it is a batch already."""
