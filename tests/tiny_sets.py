@@ -24,8 +24,8 @@ def tiny_png(number: int) -> bytes:
     return file.getvalue()
 
 
-def make_tiny_set(tfds: Any, folder: Path, name: str = "tiny", **more: Any) -> Path:
-    """Makes a set with the splits ``train`` and ``test``; gives the folder of sets. ``more``: further features, of no content."""
+def make_tiny_set(tfds: Any, folder: Path) -> Path:
+    """Makes the set ``tiny`` with the splits ``train`` and ``test``; gives the folder of sets."""
     kinds = tfds.features
     features = {
         "image": kinds.Image(),
@@ -39,24 +39,15 @@ def make_tiny_set(tfds: Any, folder: Path, name: str = "tiny", **more: Any) -> P
 
     def examples(count: int, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for number in range(first, first + count):
-            yield (
-                number,
-                {
-                    "image": io.BytesIO(tiny_png(number)),
-                    "label": number % 2 if number else -1,
-                    "number": number,
-                    "share": number / 10,
-                    "is_odd": bool(number % 2),
-                    "caption": f"né {number}\0",
-                    "box": kinds.BBox(0.0, 0.0, 1.0, 1.0),
-                },
-            )
+            image, label = io.BytesIO(tiny_png(number)), number % 2 if number else -1
+            example = {"image": image, "label": label, "number": number, "share": number / 10, "is_odd": bool(number % 2)}
+            yield number, {**example, "caption": f"né {number}\0", "box": kinds.BBox(0.0, 0.0, 1.0, 1.0)}
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tfds.dataset_builders.store_as_tfds_dataset(
-            name,
+            "tiny",
             "1.0.0",
             features=kinds.FeaturesDict(features),
             split_datasets={"train": list(examples(IMAGES, 0)), "test": list(examples(3, 50))},
