@@ -41,15 +41,9 @@ def extract_features(
 ) -> Run:
     """Extract features of a folder of images, or go on where an earlier call has stopped, and open the result.
 
-    ::
-
-        run = extract_features("imgs", ["relu4_1"], size=256, weights="random")
-        run["relu4_1"][17]
-
     The same options, checks, files and bits as ``python -m pipeline.run``. An option is named by its last word (``size`` is
-    ``data.size``), or in full: ``**{"data.size": 256}``; ``output.dir`` is ``output_dir``, ``engine.address`` and
-    ``engine.workers`` are ``engine_address`` and ``engine_workers``, ``reduction.gem.p`` is ``gem_p``. Changes no handler of
-    signals and never ends the process: after Ctrl-C finished shards are kept, and the same call goes on.
+    ``data.size``), or in full: ``**{"data.size": 256}``; two words have ``output_dir``, ``engine_address``, ``engine_workers``
+    and the reductions' (``gem_p``). Changes no handler of signals: after Ctrl-C finished shards are kept.
 
     Args:
         dir: Folder of images, walked recursively; or else one of ``list``, ``tar`` and ``tfds``.

@@ -35,10 +35,7 @@ _WORD = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?.-]*")
 def start(module: str, work: Callable[[Any], object], *, when_stopped: str) -> None:
     """Run a command on the process's command line; leave with an exit code where it fails.
 
-    Args:
-        module: Name after ``python -m``.
-        work: Is called with the checked options, in each job.
-        when_stopped: What Ctrl-C and SIGTERM leave behind, and what to do.
+    ``work`` is called with the checked options, in each job; ``when_stopped`` says what Ctrl-C and SIGTERM leave, and what to do.
     """
     signals.install(when_stopped)
     import hydra
@@ -111,10 +108,7 @@ def configuration_folder() -> str:
 
 
 def declare_options(module: str) -> type:
-    """Tell Hydra names and defaults of a command's options, as its configuration ``options``; return their class.
-
-    Those of an extraction are what ``conf/config.yaml`` begins with.
-    """
+    """Tell Hydra names and defaults of a command's options, as its configuration ``options``; return their class."""
     from hydra.core.config_store import ConfigStore
 
     from . import config
@@ -127,7 +121,7 @@ def declare_options(module: str) -> type:
         "sweep": {"dir": ".multirun", "subdir": "."},
         "hydra_logging": {"root": None},
         "job_logging": {"root": None},
-        "help": {"app_name": f"python -m {module}"},
+        "help": {"template": f"Options of python -m {module}, set as key=value, and their defaults:\n\n$CONFIG"},
     }
     ConfigStore.instance().store("options", {**config.nested(config.defaults(kind)), "hydra": of_hydra})
     return kind
@@ -192,12 +186,7 @@ def quoted(text: str) -> str:
 
 
 def sweep_suffix(arguments: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return what tells the run of one job of a sweep from the others': ``-layers=relu4_1-size=64``.
-
-    Args:
-        arguments: The command line. What is swept is named by its last word.
-        overrides: Of the job, ``data.size=64``.
-    """
+    """Return what tells the run of one job, of these overrides, from those of the others: ``-layers=relu4_1-size=64``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     typed = OverridesParser.create().parse_overrides([argument for argument in arguments if not argument.startswith("-")])

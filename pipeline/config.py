@@ -1,8 +1,6 @@
-"""All options of all commands: their names, types, defaults, rules and checks, each in one place.
+"""All options of all commands: a class has a field an option, with its type once checked, default, rule in words and check.
 
-A class of options has one field an option. Its annotation is the type after the check, its metadata hold the default as a user
-would write it, the rule in words and the check. :mod:`pipeline.cli` tells Hydra the names and the defaults. Loads neither Hydra
-nor TensorFlow, so that a wrong option is answered at once.
+:mod:`pipeline.cli` tells Hydra names and defaults. Loads neither Hydra nor TensorFlow: a wrong option is answered at once.
 """
 
 # Paths are texts here, and stay as they are written; `option` and its like make fields, as `dataclasses.field` does.
@@ -337,10 +335,9 @@ def _group(kind: type) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All options of ``python -m pipeline.run``, checked, also against one another.
+    """All options of ``python -m pipeline.run``. ``batch_size`` None: chosen by device; ``part`` None: all of the run.
 
-    ``batch_size`` None: chosen by device. ``name`` is the run folder's. ``part`` None: all of the run. ``given`` has every option
-    as it was set or is by default, name -> plain value, for people.
+    ``given``: every option as it was set or is by default, name -> plain value, for people.
     """
 
     data: DataOptions = _group(DataOptions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,24 +131,13 @@ def test_after_ctrl_c_the_process_goes_on_and_the_run_too(photographs: Path) -> 
     assert len(open_run("outputs/whole")) == 40
 
 
-def test_a_run_frees_the_network_of_the_one_before(
-    photographs: Path, tmp_path: Path, thin_weights: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_frees_the_network_of_the_one_before(photographs: Path, thin_weights: Callable[..., Any]) -> None:
     from pipeline.network.vgg import Network
 
-    networks: weakref.WeakValueDictionary[int, Network] = weakref.WeakValueDictionary()
-    prepare = Network.__post_init__
-
-    def note(network: Network) -> None:
-        networks[len(networks)] = network
-        prepare(network)
-
-    monkeypatch.setattr(Network, "__post_init__", note)
     gc.disable()
     try:
         for name in "abc":
-            options = {"size": 32, "weights": "random", "quiet": True, "backend": "tensorflow", "output_dir": tmp_path}
-            extract_features(photographs, "relu1_1", **options, name=name)
-        assert len(networks) == 1
+            extract_features(photographs, "relu1_1", size=32, weights="random", quiet=True, backend="tensorflow", name=name)
+        assert sum(type(each) is Network for each in gc.get_objects()) == 1
     finally:
         gc.enable()
