@@ -204,7 +204,7 @@ class DataOptions:
         if self.tar is not None:
             # Of the only tar file, else of the folder that they are in.
             is_one = len(self.tar) == 1 and not _PATTERN.search(self.tar[0])
-            return re.sub(r"\.tar$", "", os.path.basename(self.tar[0] if is_one else tar_folder(self.tar)), flags=re.IGNORECASE)
+            return re.sub(r"(?i)\.tar$", "", os.path.basename(self.tar[0] if is_one else tar_folder(self.tar)))
         if self.list is not None:
             return self.list.stem
         # Also of "." and "imgs/..".

@@ -89,16 +89,6 @@ def test_the_options_of_every_command_that_extracts_are_right() -> None:
             assert isinstance(check_options(composed(words[1:])), Options), words
 
 
-@pytest.mark.slow  # as other files do, with other options
-def test_the_first_command_extracts_and_a_dry_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
-    shutil.copytree(photographs, tmp_path / "imgs")
-    extraction, dry = [words[1:] for words in commands() if words[1:2] == ["data.dir=imgs"]][:2]
-    for arguments, made in ((dry, set()), (extraction, {"imgs-vgg19"})):
-        result = call(*arguments, "network.weights=random", "data.size=32", cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert {path.name for path in tmp_path.glob("outputs/*")} == made
-
-
 def rows_of(section: str) -> dict[str, str]:
     """Gives option -> the row of a section's table that has it in its first cell."""
     text = README.split(f"## {section}\n")[1].split("\n## ")[0]
