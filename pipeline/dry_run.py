@@ -79,8 +79,8 @@ def _run_sample(options: Options, run_folder: RunFolder, weights: AnyWeights) ->
         LOGGER.info("estimate: about %s; %s free", stored + share * (stored_bytes < raw_bytes), free)
         if stored_bytes > free_bytes:
             LOGGER.warning(
-                "%s: the features will hardly fit, got %s free for about %s. Finished shards are kept if the disk fills up. "
-                "Free some space, use output.dtype=float16, or another disk with output.dir=...",
+                "%s: the features will hardly fit, got %s free for about %s. Expected more. Free some space, use "
+                "output.dtype=float16, or another output.dir; finished shards are kept.",
                 *(run_folder.path, free, stored),
             )
         LOGGER.info(

@@ -281,9 +281,7 @@ def say_device(device: Device, options: Options) -> None:
     where = f"GPU {gpu.number} of {gpu.count}, {gpu.model}, {memory}"
     LOGGER.info("device: %s; %s, %d at a time; CUDA %s, cuDNN %s", where, batches, device.in_flight, gpu.cuda, gpu.cudnn)
     if gpu.count > 1 and options.part is None and options.engine.name == "local":
-        LOGGER.info(
-            "device: the others are not used. Use engine=ray, or %d processes, each with its part=k/%d.", *[gpu.count] * 2
-        )
+        LOGGER.info("device: the others are not used. Use engine=ray, or a process each, part=1/%d and so on.", gpu.count)
 
 
 def make_parts(run_folder: RunFolder, stages: Stages, progress: Progress, watch: Stopwatch) -> Made:

@@ -50,8 +50,7 @@ _SETTINGS = {
     "RAY_task_oom_retries": str(RETRIES),
 }
 
-# (cores, GPUs) of each node that has cores.
-Nodes = Sequence[tuple[float, float]]
+Nodes = Sequence[tuple[float, float]]  # (cores, GPUs) of each that has cores
 Shards = tuple[ShardSpec, ...]
 
 
@@ -81,8 +80,7 @@ def require_ray() -> None:
     """Raise ``OptionError`` where Ray is not installed; loads nothing."""
     if importlib.util.find_spec("ray") is None:
         raise OptionError(
-            "engine: Ray is not installed here, got ray. Expected the `ray` extra, or engine=local. Install it with "
-            "`pip install 'deep-feature-pipeline[ray]'`."
+            "engine: Ray is not installed, got ray. Expected it, or engine=local. Run `pip install 'deep-feature-pipeline[ray]'`."
         )
 
 
@@ -148,8 +146,8 @@ def _prepare(job: Job) -> Stages:
     has_folder = (job.folder / format.LOCK_NAME).exists()
     if not has_folder or (job.image and not _can_read(job.image)):
         raise EngineError(
-            f"{node} does not see the {'images' if has_folder else 'run folder'}, got nothing under the path that it has on the "
-            "driver's machine. Expected storage that all nodes share. Use another folder, or nodes that have it."
+            f"{node} does not see the {'images' if has_folder else 'run folder'}, got nothing under the driver's path. Expected "
+            "storage that all nodes share. Use another folder, or nodes that have it."
         )
     there = {**versions(), **job.versions}
     if other := [f"{name} {text} (there {there[name]})" for name, text in versions().items() if text != there[name]]:
@@ -211,8 +209,8 @@ def open_ray(options: Options, weights: AnyWeights, run_folder: RunFolder) -> It
         yield make
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise EngineError(
-            f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected its "
-            "head to live as long as the run. Run the command again: finished shards are kept."
+            f"engine: the Ray cluster does not answer any more, got {type(error).__name__}: {_one_line(error)}. Expected one to "
+            "live as long as the run. Run the command again: finished shards are kept."
         ) from error
     finally:
         with suppress(Exception):
@@ -253,8 +251,8 @@ class Tasks:
         self.slots = int(min(self._most, count_slots(nodes, cpus, gpus)))
         if not self.slots:
             raise EngineError(
-                f"engine: no node can run a task, got none with {cpus:g} cores and {gpus:g} GPUs. Expected one. Add it, or ask "
-                "for less by engine.cpus_per_worker and engine.gpus_per_worker."
+                f"engine: no node can run a task, got none with {cpus:g} cores and {gpus:g} GPUs. Expected one. Add it, or lower "
+                "engine.cpus_per_worker and engine.gpus_per_worker."
             )
         # Not the options' auto: a task that has no GPU must not take one, and one that has must not do without.
         device, threads = "gpu" if gpus else "cpu", runtime.workers or max(1, int(cpus))
@@ -307,8 +305,8 @@ class Tasks:
                     names.append(f"{name} (images {first!r} to {last!r})")
             raise EngineError(
                 f"engine: {', '.join(names) or 'a network'} could not be made, got {RETRIES + 1} workers that died over it, the "
-                f"last since {_one_line(error)}. Expected one that lives. Look at {'these images and at ' if names else ''}the "
-                "memory of the nodes; finished shards are kept."
+                f"last since {_one_line(error)}. Expected one that lives. Look at the nodes' memory and such images; finished "
+                "shards are kept."
             ) from error
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 LISTENER = """
 import fnmatch, os, signal, sys
+from pathlib import Path
 
 event, name, count, number, limit_bytes = os.environ["STOPPED_AT"].split("|")
 seen = 0
@@ -49,6 +50,13 @@ def listen(happened, arguments):
         os.kill(os.getpid(), int(number))
 
 
+def replaced(path, target):
+    result = replace(path, target)
+    listen("renamed", [target])
+    return result
+
+
+replace, Path.replace = Path.replace, replaced
 sys.addaudithook(listen)
 """
 
@@ -57,7 +65,7 @@ sys.addaudithook(listen)
 class Moment:
     """When a process is stopped, and how."""
 
-    event: str  # that the interpreter tells auditors of: open, os.rename, os.mkdir, import
+    event: str  # that the interpreter tells auditors of: open, os.rename, os.mkdir, import; and renamed, after it
     name: str  # pattern of the path, or of the module
     count: int = 1  # at which occasion, from 1
     signal: signal.Signals = signal.SIGKILL  # what is sent; SIGXFSZ: by the system, at the first write beyond limit_bytes

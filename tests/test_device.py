@@ -81,7 +81,7 @@ def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     said = capsys.readouterr().err.splitlines()
     expected = f"device: GPU {taken} of 2, NVIDIA H100, 75.2 GB free of 85.9 GB; tf32, batches of 128, 5 at a time; CUDA 12."
     assert said[0].startswith(expected)
-    others = ["device: the others are not used. Use engine=ray, or 2 processes, each with its part=k/2."]
+    others = ["device: the others are not used. Use engine=ray, or a process each, part=1/2 and so on."]
     assert said[1:] == others * (number == 0)
     attributes = found.attributes("tf32")
     assert attributes.pop("cuda").startswith("12.")

@@ -228,7 +228,7 @@ def test_a_shard_that_kills_is_named_and_others_are_kept(tmp_path: Path, images:
     (line,) = [line for line in run.said.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: engine: shards/shard-00005-of-00030.h5 (images '020.jpg' to '023.jpg')"), line
     assert "could not be made, got 3 workers that died over it, the last since The worker died" in line
-    assert line.endswith("Look at these images and at the memory of the nodes; finished shards are kept.")
+    assert line.endswith("Look at the nodes' memory and such images; finished shards are kept.")
     assert partial_files(run.run) == []
     assert len(list(run.run.glob("shards/*.h5"))) > 5
 

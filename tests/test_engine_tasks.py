@@ -39,14 +39,12 @@ def options(workers: int | None = None, gpus: float | None = None, cpus: int | N
         ([SMALL, LARGE], options(), "auto", (2, 0), 9),
         ([SMALL, LARGE], options(cpus=4), "auto", (4, 0), 4),
         ([SMALL, LARGE], options(workers=4), "auto", (1, 0), 18),
-        ([SMALL, SMALL], options(workers=2), "auto", (2, 0), 2),
         # More than cores: they share.
         ([SMALL], options(workers=4), "auto", (0.5, 0), 4),
         ([SMALL, SMALL], options(workers=7), "auto", (0.5, 0), 8),
         # A worker a GPU, and its share of the cores.
         ([LARGE, GPUS], options(), "auto", (4, 1), 4),
         ([GPUS], options(gpus=0.5), "auto", (2, 0.5), 8),
-        ([GPUS], options(cpus=8), "auto", (8, 1), 2),
         ([(2.0, 4.0)], options(), "auto", (0.5, 1), 4),
         ([LARGE, GPUS], options(), "cpu", (16, 0), 2),
         ([GPUS], options(gpus=0.0), "auto", (16, 0), 1),
@@ -127,20 +125,18 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(tmp_path: Path, 
 
     node = f"engine: node {socket.gethostname()}"
     line = said(make_job(tmp_path, image=ImageRecord(0, "a.jpg", "/nowhere/a.jpg", "", 1)))
-    assert line.startswith(f"{node} does not see the images, got nothing under the path that it has on the driver's machine.")
+    assert line.startswith(f"{node} does not see the images, got nothing under the driver's path.")
     line = said(make_job(tmp_path, versions={**versions(), "numpy": "1.0"}))
     assert f"has other libraries than the driver's machine, got numpy {versions()['numpy']} (there 1.0)." in line
     job = make_job(tmp_path)
     (tmp_path / ".lock").unlink()
-    assert said(job).startswith(f"{node} does not see the run folder, got nothing under the path that it has")
+    assert said(job).startswith(f"{node} does not see the run folder, got nothing under the driver's path")
     assert len(made) == 1
 
 
 def test_a_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        OptionError, match=r"^engine: Ray is not installed here, .*`pip install 'deep-feature-pipeline\[ray\]'`\.$"
-    ):
+    with pytest.raises(OptionError, match=r"^engine: Ray is not installed, .*`pip install 'deep-feature-pipeline\[ray\]'`\.$"):
         engine.require_ray()
 
 
@@ -200,7 +196,7 @@ def test_a_task_keeps_its_process_and_is_tried_three_times(tmp_path: Path) -> No
             MemoryError("It\ndied."),
             EngineError,
             r"^engine: a network could not be made, got 3 workers that died over it, the last since It died\. Expected one that "
-            r"lives\. Look at the memory",
+            r"lives\. Look at the nodes' memory",
         ),
         (RayTaskError("Traceback\nZeroDivisionError: oh"), RuntimeError, r"ZeroDivisionError: oh$"),
         (

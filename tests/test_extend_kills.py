@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,29 +15,16 @@ import pytest
 
 from pipeline import open_run
 
-from .processes import call, command, environment, finish
+from .killed_runs import Moment, call_python
+from .processes import call, command, environment
 from .test_extend import pictures  # noqa: F401 (a fixture)
 from .test_store_extend import everything, stamps
 
 ARGUMENTS = ["network.weights=random", "data.size=32", "layers=[relu1_1,pool2]", "output.images_per_shard=2", "batch_size=3"]
 FIRST, NEW = "bdfhj", "acegiklm"
 
-# Kills the process when a file of this name is about to get it, or has just got it.
-KILLING = """
-import os, runpy, signal, sys
-from pathlib import Path
-moment, name = sys.argv[1:3]
-del sys.argv[1:3]
-replace = Path.replace
-def die(path, target):
-    if moment == "before" and Path(target).name == name: os.kill(os.getpid(), signal.SIGKILL)
-    result = replace(path, target)
-    if moment == "after" and Path(target).name == name: os.kill(os.getpid(), signal.SIGKILL)
-    return result
-Path.replace = die
-runpy.run_module("pipeline.run", run_name="__main__")
-"""
-# When, at which file, and by what the run goes on: a list that never got its name is nothing that resume could go on with.
+# Before or after which file has its name, and by what the run goes on: a list that never got its name is nothing that resume
+# could go on with.
 CHOSEN = [
     ("before", "manifest-part001.jsonl.gz", "extend"),
     ("after", "manifest-part001.jsonl.gz", "resume"),
@@ -69,6 +55,11 @@ def begun(images: Path) -> Path:
     result = call(f"data.dir={images.parent / 'first/imgs'}", *ARGUMENTS, cwd=home)
     assert result.returncode == 0, result.stderr
     return home
+
+
+def at(moment: str, name: str) -> Moment:
+    """Gives when a file of this name is about to get it, or has just got it."""
+    return Moment("os.rename", f"*/{name}.partial") if moment == "before" else Moment("renamed", f"*/{name}")
 
 
 def copied(home: Path, target: Path) -> Path:
@@ -114,8 +105,7 @@ def test_an_extension_killed_at_a_chosen_moment_ends_with_the_same_bits(
     folder = home / "outputs/imgs-vgg19"
     arguments = [f"data.dir={images}", *ARGUMENTS, "output.existing=extend"]
     before = stamps(folder)
-    killing = [sys.executable, "-c", KILLING, moment, name, *arguments]
-    killed = finish(killing, home)
+    killed = call_python(tmp_path, ["-m", "pipeline.run", *arguments], home, at(moment, name))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert_old_rows_can_be_read(folder, begun)
     assert_ends_as_undisturbed(home, whole, before, *arguments[:-1], f"output.existing={existing}")
@@ -161,6 +151,6 @@ def test_a_first_run_that_was_killed_is_finished_and_extended_in_one_go(images: 
         ("shard-00001-of-00003.h5", [f"data.dir={images}", "output.existing=extend"]),
         ("shard-part001-00001-of-00004.h5", [f"data.dir={images}", "output.existing=extend"]),
     ):
-        killing = [sys.executable, "-c", KILLING, "after", name, *ARGUMENTS, *options]
-        assert finish(killing, tmp_path).returncode == -signal.SIGKILL
+        killed = call_python(tmp_path, ["-m", "pipeline.run", *ARGUMENTS, *options], tmp_path, at("after", name))
+        assert killed.returncode == -signal.SIGKILL
     assert_ends_as_undisturbed(tmp_path, whole, {}, f"data.dir={images}", *ARGUMENTS)
