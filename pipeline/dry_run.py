@@ -29,8 +29,7 @@ def dry_run(options: Options, run_folder: RunFolder, weights: AnyWeights) -> Non
 
     Raises:
         DatasetError: The sample is all there is, and too much of it fails.
-        OptionError: The device asked for is not there.
-        NetworkError: A value cannot be stored.
+        PipelineError: What would stop the run: the device asked for is not there, a value cannot be stored.
     """
     if run_folder.missing:
         if options.engine.name != "local":

@@ -73,9 +73,6 @@ def make_shards(
     """Make shards of one part of a run, whose images are read as one sequence; return their writer, which has counted them.
 
     All are finished when this returns; those of which all has come, when it raises. No partial file is left behind.
-
-    Raises:
-        PipelineError: A value cannot be stored, the disk refuses.
     """
     part = replace(part, attributes={**part.attributes, **stages.attributes})
     writer = Writer(folder, part, shards, stages.threads, digests=digests)
@@ -107,8 +104,7 @@ def rows_of(shards: Sequence[ShardSpec]) -> NDArray[np.int64]:
 def extract(manifest: Manifest, rows: NDArray[np.int64], stages: Stages, watch: Stopwatch) -> Generator[Extracted, None, None]:
     """Run these rows, (n,), through the stages; to be closed.
 
-    Yields:
-        A batch, with a status for each of its images, and the features of those that did not fail, computed when asked for.
+    Yields batches, with a status for each image, and the features of those that did not fail, computed when asked for.
     """
     loading = iter(stages.load(manifest, rows))
     try:
@@ -192,11 +188,7 @@ def in_thread(items: Iterator[Item]) -> Generator[Item, None, None]:
 
 
 def make_stages(options: Options, spec: RunSpec, weights: AnyWeights) -> Stages:
-    """Load TensorFlow and make the stages.
-
-    Raises:
-        OptionError: The device asked for is not there.
-    """
+    """Load TensorFlow and make the stages; raise ``OptionError`` where the device asked for is not there."""
     data, network, runtime, size_px = options.data, options.network, options.runtime, options.data.size
     backend, threads = spec.options["runtime.backend"], runtime.workers or usable_cores()
     if size_px is None:
@@ -294,11 +286,7 @@ def make_parts(run_folder: RunFolder, stages: Stages, progress: Progress, watch:
 
 @contextmanager
 def open_local(options: Options, weights: AnyWeights, run_folder: RunFolder) -> Iterator[Engine]:
-    """Make the stages, and yield what makes the missing shards in this process.
-
-    Raises:
-        OptionError: The device asked for is not there.
-    """
+    """Make the stages, and yield what makes the missing shards in this process."""
     with leaving_at_once():
         stages = make_stages(options, run_folder.spec, weights)
     yield partial(make_parts, run_folder, stages)

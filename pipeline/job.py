@@ -277,7 +277,7 @@ def finish_run(path: Path, spec: RunSpec, made: Made, watch: Stopwatch, *, part:
 
     Raises:
         StoreError: A shard is missing, damaged or of another run; the disk refuses.
-        DatasetError: All images have failed, or more than may.
+        DatasetError: Too many images have failed.
     """
     index = path / format.INDEX_NAME
     with watch.stage("finish"):

@@ -45,8 +45,7 @@ _ARRAYS = ("mean", "components", "explained_variance")
 def with_transforms(reduction: Parameters, run_folder: RunFolder, take_sample: TakeSample) -> Iterator[None]:
     """Give the run the transforms that it lacks: those of its folder, else another run's, else fitted now.
 
-    In the block the folder is to be prepared, which writes them. Of processes that make parts of a run one fits, and the others
-    wait until it has left the block.
+    In the block the folder is to be prepared, which writes them. Of parts of a run one fits, and the others wait for its block.
 
     Raises:
         OptionError: Too few images are ok; the other run has no such transform.
@@ -109,7 +108,7 @@ def _of_other_run(pca: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, Tr
 
 def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, take_sample: TakeSample) -> dict[str, Transform]:
     """Fit components to a sample of the run's first rows."""
-    places = chosen_places("pca", rows, pca["fit_images"], pca["seed"])
+    count, places = pca["n_components"], chosen_places("pca", rows, pca["fit_images"], pca["seed"])
     LOGGER.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
     sample = {name: [np.zeros((0, feature.channels), np.float32)] for name, feature in given.items()}
@@ -118,12 +117,12 @@ def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, t
     found = {}
     for name, feature in wanted.items():
         values = np.concatenate(sample[feature.name])
-        require_sample(pca["n_components"], len(values), " of the sample that are ok")
-        found[name] = fit_pca(values, pca["n_components"])
+        require_sample(count, len(values), " of the sample that are ok")
+        found[name] = fit_pca(values, count)
         total = values.var(axis=0, ddof=1, dtype=np.float64).sum()
         # Images that are all alike have none.
         share = found[name].explained_variance.sum() / total if total else 1.0
-        LOGGER.info("pca: %s: %d components have %.1f%% of the variance", name, pca["n_components"], 100 * share)
+        LOGGER.info("pca: %s: %d components have %.1f%% of the variance", name, count, 100 * share)
     return found
 
 

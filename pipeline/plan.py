@@ -50,7 +50,7 @@ def list_images(source: DataOptions) -> Manifest:
 
     Raises:
         DatasetError: They cannot be listed, or there are none.
-        OptionError: There is no such column of labels.
+        OptionError: See :func:`with_labels`.
     """
 
     def warn(words: str) -> None:

@@ -145,11 +145,7 @@ def log_to_terminal(quiet: bool = False) -> Iterator[MemoryHandler]:
 
 @contextmanager
 def log_to_file(path: Path, kept: MemoryHandler) -> Iterator[None]:
-    """Append lines with their time to a file: those kept so far, and all that follow; last, what ended the run.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
+    """Append lines with their time to a file: those kept so far, and all that follow; last, what ended the run."""
     with disk.writing(path):
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -189,11 +185,7 @@ class Progress:
         self._bar = tqdm(total=rows_before + rows, initial=rows_before, **settings)
 
     def count(self, statuses: Sequence[ImageStatus]) -> None:
-        """Count rows that are done.
-
-        Raises:
-            DatasetError: More than the allowed share of images has failed.
-        """
+        """Count rows that are done, and refuse to go on where more than the allowed share has failed."""
         self._done += len(statuses)
         for status in filter(lambda status: status.error, statuses):
             self._failed += 1
@@ -224,11 +216,7 @@ class Progress:
 
 
 def refuse_failures(failed: int, rows: int, max_failed_fraction: float, example: str) -> None:
-    """Refuse a run in which too much fails; ``example``: why one of the images failed.
-
-    Raises:
-        DatasetError: All of so many rows have failed, or more than this share.
-    """
+    """Raise ``DatasetError`` if all rows have failed, or more than this share; ``example``: why one of them has."""
     # The quotient is rounded the way the user's decimal number was: 29 of 100 is 0.29.
     if failed == rows or failed / rows > max_failed_fraction:
         raise DatasetError(

@@ -38,10 +38,8 @@ class ShardSpec:
 def plan_images_per_shard(row_bytes: int, rows: int, chunk_rows: int = 1) -> int:
     """Return the rows of a shard: about 256 MiB, at most 4096 rows; more of both where there would be over 2000 shards.
 
-    Args:
-        row_bytes: Bytes of one image's activations over all layers, uncompressed; at native size an estimate.
-        rows: Of the run. Fewer rows than a shard holds do not make it smaller: the run may be extended.
-        chunk_rows: The largest number of rows that a chunk of any layer holds; shards end where chunks do.
+    ``row_bytes``: of all layers of an image, uncompressed. Few ``rows`` make no smaller shard: the run may be extended. Shards
+    end where chunks do, of which the largest holds ``chunk_rows``.
     """
     step = min(max(1, SHARD_BYTES // max(1, row_bytes)), SHARD_ROWS)
     step = max(step, -(-rows // LARGEST_SHARD_COUNT))

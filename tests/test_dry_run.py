@@ -95,27 +95,24 @@ def test_the_estimate_is_what_the_run_takes_then(
     assert "estimate: all rows are finished, nothing is left to make" in capsys.readouterr().err
 
 
-def test_of_a_run_that_was_stopped_only_what_is_left_counts(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_run_that_was_stopped_or_is_extended_only_what_is_left_counts(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     extract(images, images_per_shard=2)
     Path("outputs/x/features.h5").unlink()
     Path("outputs/x/shards/shard-00001-of-00003.h5").rename("outputs/x/shards/shard-00001-of-00003.h5.partial")
-    changes: dict[str, Any] = {"output__images_per_shard": 2}
-    dry_run(images, **changes)
+    dry_run(images, output__images_per_shard=2)
     said = capsys.readouterr().err
     assert "shard-00001-of-00003.h5.partial: to be removed, since it is unfinished" in said
     assert "resume: 2 of 3 shards are finished, 2 images are left" in said
     assert "sample: all 2 images; 0 failed" in said
-
-
-def test_an_extension_is_tried_and_refused_as_it_would_be(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extract(images)
     shutil.copy(images / "0.jpg", images / "new.jpg")
     with pytest.raises(StoreError, match=r"the folder holds another run, got 1 added"):
         dry_run(images)
     dry_run(images, output__existing="extend")
     said = capsys.readouterr().err
     assert "extend: 1 new image after the 6 of the run" in said
-    assert "sample: all 1 images; 0 failed" in said
+    assert "sample: all 3 images; 0 failed" in said
 
 
 def test_native_size_gets_its_size_from_the_sample(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
