@@ -32,7 +32,7 @@ from .bad_images import KINDS, ORIENTATION, encode, picture
 from .conftest import MEAN_PIXEL, THIN_CHANNELS
 from .matconvnet_writer import write_matconvnet
 from .plain_script import Refused, Row
-from .processes import call, call_here
+from .processes import call_here
 from .test_tars import write_tar
 from .test_torch_weights import DEVIATION, MEAN, save_safetensors
 from .weight_files import save_keras
@@ -202,7 +202,7 @@ def draw_options(random: Any, weights_files: WeightsFiles) -> dict[str, Any]:
 
 
 def run_command(entry: str, folder: Path, options: dict[str, Any], module: str = "pipeline.run") -> tuple[int, str]:
-    """Gives the exit code and what was said, of the command in this process, of one of its own, or of the call from Python."""
+    """Gives the exit code and what was said, of the command or of the call from Python."""
     if entry == "python" and module == "pipeline.run" and "part" not in options:
         paths = {name: options[name] for name in ("data.dir", "data.list", "data.tar") if name in options}
         absolute = {k: [str(folder / path) for path in v] if isinstance(v, list) else folder / v for k, v in paths.items()}
@@ -214,13 +214,12 @@ def run_command(entry: str, folder: Path, options: dict[str, Any], module: str =
     texts = {
         k: f"[{','.join(map(str, v))}]" if isinstance(v, list) else "null" if v is None else str(v) for k, v in options.items()
     }
-    run = call if entry == "process" else call_here
-    ended = run(*(f"{name}={text}" for name, text in texts.items()), cwd=folder, module=module)
+    ended = call_here(*(f"{name}={text}" for name, text in texts.items()), cwd=folder, module=module)
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.returncode, ended.stderr
 
 
-def check(folder: Path, random: Any, weights_files: WeightsFiles, channels: Sequence[int], entry: str = "") -> str:
+def check(folder: Path, random: Any, weights_files: WeightsFiles) -> str:
     """Draws images and options, calls the command, and compares what it has written; gives what has been done."""
     files = {}
     for number in range(random.randint(1, 7)):
@@ -228,7 +227,7 @@ def check(folder: Path, random: Any, weights_files: WeightsFiles, channels: Sequ
         files[f"{random.choice(FOLDERS)}{random.choice(STEMS)}{number}{extension}"] = data
     source, put = draw_source(random, files, folder)
     options, keys, before, path = draw_options(random, weights_files) | source, [*files], list[Row](), folder / "outputs/run"
-    entry = entry or random.choice(["here", "here", "python"])
+    entry = random.choice(["here", "here", "python"])
     story = random.choice(["twice", "lost", "extend", "parts", "replace", "reduce"])
     if story == "parts":
         # A part may fail more than the run does.
@@ -236,8 +235,7 @@ def check(folder: Path, random: Any, weights_files: WeightsFiles, channels: Sequ
     print(story, entry, json.dumps(options, ensure_ascii=False), {key: len(data) for key, data in files.items()})
     weights = weights_files.get(options["network"], {}).get(options["network.weights"])
     if weights is None:
-        classifier = {} if entry == "process" else THIN_CLASSIFIER
-        weights = plain_script.random_weights(options["network"], options["network.seed"], channels, **classifier)
+        weights = plain_script.random_weights(options["network"], options["network.seed"], THIN_CHANNELS, **THIN_CLASSIFIER)
 
     def run(code: int = 0, module: str = "pipeline.run", **more: Any) -> None:
         given = options if module == "pipeline.run" else {}
@@ -400,26 +398,19 @@ EVERY = settings(database=None, suppress_health_check=list(HealthCheck), phases=
 DRAWN = given(st.integers(0, 2**32))
 
 
-def in_folder(seed: int, *arguments: Any) -> None:
+def in_folder(seed: int, weights_files: WeightsFiles) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        check(Path(folder), Random(seed), *arguments)
+        check(Path(folder), Random(seed), weights_files)
 
 
 @settings(EVERY, max_examples=15, derandomize=True)
 @DRAWN
 def test_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, seed: int) -> None:
-    in_folder(seed, weights_files, THIN_CHANNELS)
+    in_folder(seed, weights_files)
 
 
 @pytest.mark.slow
 @settings(EVERY, max_examples=300)
 @DRAWN
 def test_many_runs_hold_what_a_plain_script_makes(thin: None, weights_files: WeightsFiles, seed: int) -> None:
-    in_folder(seed, weights_files, THIN_CHANNELS)
-
-
-@pytest.mark.slow
-@settings(EVERY, max_examples=8)
-@DRAWN
-def test_commands_in_processes_of_their_own_write_what_a_plain_script_makes(seed: int) -> None:
-    in_folder(seed, {}, architectures.BLOCK_CHANNELS, "process")
+    in_folder(seed, weights_files)

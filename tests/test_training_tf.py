@@ -49,11 +49,6 @@ def test_every_pass_is_another_epoch_and_the_seed_repeats_them(run: Run, layer: 
         np.testing.assert_array_equal(features.numpy(), run[layer][widths.numpy() - 400])
 
 
-def test_rows_come_in_order(run: Run) -> None:
-    assert rows_of(run.tf_dataset("large", label="width")) == OK_ROWS
-    assert rows_of(run.tf_dataset("small", label="width", batch_size=7, where=[5, 4])) == [5, 4]
-
-
 def test_native_sizes_are_unknown_sides_and_batches_ragged(tmp_path: Path) -> None:
     run = open_run(write_native_run(tmp_path))
     alone = run.tf_dataset("relu4_1", label="width", shuffle=True)

@@ -114,22 +114,10 @@ def test_a_stream_refuses_workers(run: Run) -> None:
 
 
 @needs_torch
-def test_the_rank_is_that_of_torch_distributed(run: Run, tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        assert run.torch_dataset("large", batch_size=4).rows.size == 38
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@needs_torch
 def test_images_of_native_size_come_one_by_one(tmp_path: Path) -> None:
     run = open_run(write_native_run(tmp_path))
-    dataset = run.torch_dataset("relu4_1", label="width")
-    for features, width in DataLoader(dataset, batch_size=1):
-        np.testing.assert_array_equal(features[0].numpy(), run["relu4_1"][int(width) - 400])
-    assert sorted(tuple(features.shape) for features, _ in run.torch_dataset("relu4_1", label="width", shuffle=True)) == sorted(
-        (*NATIVE_SIZES[row], 3) for row in (0, 2, 3, 4, 5)
-    )
+    for dataset in (run.torch_dataset("relu4_1", label="width"), run.torch_dataset("relu4_1", label="width", shuffle=True)):
+        for features, width in DataLoader(dataset, batch_size=1):
+            np.testing.assert_array_equal(features[0].numpy(), run["relu4_1"][int(width) - 400])
     images, widths = next(iter(run.torch_dataset("relu4_1", label="width", batch_size=3)))
     assert [tuple(image.shape[:2]) for image in images] == [NATIVE_SIZES[int(width) - 400] for width in widths]

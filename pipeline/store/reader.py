@@ -24,7 +24,7 @@ from ..machine import usable_cores
 from ..storage import RemotePath, path_of, refresh
 from ..training.batches import ROWS_AT_ONCE, Batches, Examples, select_rows
 from . import disk, format, tables
-from .damage import DamagedError, damaged, missing_file, no_run, no_such_run, own_node, reading, require_own_shards, unfinished
+from .damage import DamagedError, missing_file, no_run, no_such_run, own_node, reading, require_own_shards, unfinished
 from .run_contents import read_run_contents
 from .shard_reader import ShardLayer
 from .statistics import LayerStatistics, read_statistics
@@ -198,10 +198,7 @@ class Layer:
         if not found:
             spec, path = self._run.shards[number], self._run._paths[number]
             refresh(path)
-            found = ShardLayer(path, self._run._parts[spec.part].digest, spec, self.name)
-            if found.row_shape != self.row_shape:
-                raise damaged(path, f"layer {self.name}", f"shape {found.row_shape} where the run has {self.row_shape}")
-            self._shards[number] = found
+            found = self._shards[number] = ShardLayer(path, self._run._parts[spec.part].digest, spec, self.name)
         return found
 
     def chunk_starts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Two classes of pictures, their features, and a linear probe on them: with tf.data, and with PyTorch where it is installed.
 
-``python -m tests.examples.linear_probe [folder]`` makes everything in the folder, else in one that is removed at the end: stripes
-against dots, features by untrained weights, and the accuracy on pictures that were held out.
+``python -m tests.examples.linear_probe folder`` makes everything in the folder: stripes against dots, features by untrained
+weights, and the accuracy on pictures that were held out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +46,8 @@ def probe_with_tensorflow(run: Run, held_out: Any) -> float:
     train = run.tf_dataset(LAYER, label="label", where=~held_out, shuffle=True, batch_size=16)
     test = run.tf_dataset(LAYER, label="label", where=held_out, batch_size=16)
     keras.utils.set_random_seed(0)
-    probe = keras.Sequential(
-        [
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.BatchNormalization(momentum=0.9),
-            keras.layers.Dense(len(train.class_names)),
-        ]
-    )
+    pooling, normalization = keras.layers.GlobalAveragePooling2D(), keras.layers.BatchNormalization(momentum=0.9)
+    probe = keras.Sequential([pooling, normalization, keras.layers.Dense(len(train.class_names))])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     probe.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
     probe.fit(train, epochs=EPOCHS, verbose=0)
@@ -101,8 +95,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as made:
-            main(Path(made))
+    main(Path(sys.argv[1]))
