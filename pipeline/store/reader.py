@@ -114,9 +114,9 @@ def _threads(process: int, least: int) -> ThreadPoolExecutor:
 class Layer:
     """One layer's activations of all images, indexed as a NumPy array along the first axis; read when asked for.
 
-    ``layer[17]`` is one image, (h, w, c); ``layer[3:9]``, ``layer[mask]`` and ``layer[[4, 2]]`` are (n, h, w, c), or at native
-    size a list of arrays. A failed image is NaN, at native size (1, 1, c). Further indices apply to what was read. Of a reduced
-    layer an image is a vector, (d,), and several are (n, d), at native size too.
+    ``layer[17]`` is one image, (h, w, c), of a reduced layer a vector, (d,); ``layer[3:9]``, ``layer[mask]``, ``layer[[4, 2]]``
+    are (n, h, w, c) or (n, d), at native size a list of (h, w, c). A failed image is NaN, at native size (1, 1, c). Further
+    indices apply to what was read. In all methods a StoreError says which shard is missing, or which row is damaged.
 
     Attributes:
         name: Of what is stored.
@@ -173,17 +173,11 @@ class Layer:
         return shard.shape(local)
 
     def bands(self, row: int, every: int = 1) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """Yield one image that is ok piece after piece, from top to bottom, for who need not hold all of a large one.
+        """Yield one image that is ok by chunks, from top to bottom: each chunk's first map row, and (h', w, c), read-only.
 
-        A piece is a chunk of the file: about 1 MiB at native size, otherwise all of an image but above 1 GiB.
-
-        Args:
-            row: Of the run, from 0.
-            every: Map rows from the beginning of one piece to that of the next, at least: pieces between are left out, but for
-                the last, and the row's checksum cannot be compared. 1: all of it.
-
-        Yields:
-            The piece's first map row, and (h', w, c) in the stored dtype, read-only. Damage may be told after the last piece.
+        A chunk is about 1 MiB at native size, otherwise all of an image up to 1 GiB. Damage may be told after the last one.
+        ``every``: map rows from the beginning of one chunk to that of the next, at least: those between are left out, but for the
+        last, and the row's checksum cannot be compared.
         """
         shard, local = self._locate(row)
         return shard.bands(local, every)
@@ -206,17 +200,12 @@ class Layer:
         return rows - self._run._locate(rows)[1] % self.chunk_rows
 
     def read(self, rows: NDArray[np.int64], alone: bool = False) -> Any:
-        """Read rows in any order, repeated or not, each chunk once, several at once.
+        """Read rows (n,), each in [0, N), in any order, repeated or not, each chunk once, several at once.
 
-        Args:
-            rows: (n,) each in [0, N).
-            alone: Whether the calling thread decodes them all, for a process that has such as it beside it.
+        ``alone``: whether the calling thread decodes them all, for a process that has such as it beside it.
 
         Returns:
             (n, h, w, c); at native size a list of (h, w, c).
-
-        Raises:
-            StoreError: A shard is missing or damaged.
         """
         is_native = self.row_shape is None
         found: Any = [None] * len(rows) if is_native else np.empty((len(rows), *(self.row_shape or ())), self.dtype)

@@ -117,12 +117,7 @@ class RunContents:
 
 
 def read_run_contents(folder: Path, images: bool = True) -> RunContents:
-    """Read what a run folder holds; ``images``: whether manifests are read and checked whole, or their first lines alone.
-
-    Raises:
-        StoreError: A link in place of the folder of shards leads out of it; the system does not let us read a manifest.
-        OSError: The folder cannot be listed.
-    """
+    """Read what a run folder holds; ``images``: whether manifests are read and checked whole, or their first lines alone."""
     files, special = list_files(folder)
     names = sorted(filter(format.MANIFEST_NAME.fullmatch, files), key=part_number)
     return RunContents(folder, files, special, {name: read_manifest(folder / name, images) for name in names})
@@ -131,12 +126,10 @@ def read_run_contents(folder: Path, images: bool = True) -> RunContents:
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
     """Return what lies in a run folder under names that this program gives, as sorted paths from the folder.
 
-    Returns:
-        Regular files, whole or not; and links, folders and pipes. This program makes none, so they are somebody else's.
+    First regular files, whole or not; then links, folders and pipes: this program makes none, so they are somebody else's.
     """
     require_own_shards(folder)
-    files: list[str] = []
-    special: list[str] = []
+    files, special = list[str](), list[str]()
     for where, prefix, names in ((folder, "", _IN_FOLDER), (folder / format.SHARD_FOLDER, format.shard_path(""), _IN_SHARDS)):
         for name in filter(names.fullmatch, disk.names_in(where)):
             # What has just gone is of neither kind.
@@ -194,11 +187,7 @@ def write_manifest(folder: Path, number: int, manifest: PartManifest) -> None:
 
 
 def read_manifest(path: Path, images: bool = True) -> PartManifest | None:
-    """Return what :func:`write_manifest` has written, with its images or without; None if it is not as it was written.
-
-    Raises:
-        UnreadableError: The system does not let us read it.
-    """
+    """Return what :func:`write_manifest` has written, with its images or without; None if it is not as it was written."""
     try:
         with path.open("rb") as raw, gzip.open(raw) as file:
             header = json.loads(file.readline())

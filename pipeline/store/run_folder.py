@@ -186,8 +186,7 @@ def open_folder(folder: Path, spec: RunSpec, existing: str, share: Share | None 
 def gather_digests(folder: Path, spec: RunSpec, living: Collection[Share] = ()) -> None:
     """Take the digests of all processes into ``SHA256SUMS``, and add those that a kill has left out.
 
-    The folder is locked, all shards are there, and the manifests as they were written. ``living``: shares that other processes
-    make, or have made just now.
+    The folder is locked, and all shards are there. ``living``: shares that other processes make, or have made just now.
     """
     Digests(folder).fold(living)
     for error in complete_digests(folder, spec.shards()).values():
@@ -206,17 +205,14 @@ def _refuse_foreign_files(folder: Path) -> None:
     names = [name for name in files if name in format.COMPANION_NAMES]
     is_run = any(name.startswith((format.SHARD_FOLDER, format.INDEX_NAME, "manifest")) for name in files)
     if names and not is_run and not (folder / format.LOCK_NAME).exists():
-        happened = f"not a run folder, got {', '.join(names)} of somebody else"
-        raise StoreError(
-            f"{folder}: {happened}. Expected an empty folder, or a run's. Choose another by name=... or output.dir=..."
-        )
+        happened = f"not a run folder, got {', '.join(names)} of somebody else. Expected an empty folder, or a run's"
+        raise StoreError(f"{folder}: {happened}. Choose another by name=... or output.dir=...")
 
 
 def _find_finished(folder: Path, hold: Hold | None, spec: RunSpec, existing: str, share: Share | None) -> RunFolder:
     """Say what is kept, replaced and made in a folder; where it is held, remove what is useless.
 
-    Beside other processes that each make a share, no more is looked at, and removed, than the own share: even where locks do
-    not tell who lives, nobody loses what he is at.
+    Of a share no more is looked at, and removed, than its own files: even where locks do not tell who lives, nobody loses any.
     """
     contents = read_run_contents(folder)
     results = [name for name in contents.files if name.startswith((format.SHARD_FOLDER, format.INDEX_NAME))]

@@ -65,11 +65,7 @@ class VerifyResult:
 
 
 def verify_folder(folder: Path, workers: int) -> VerifyResult:
-    """Check a run folder, so many files at a time, and write nothing; a terminal shows how far it is.
-
-    Raises:
-        StoreError: There is no such folder, or nothing of a run in it; ``SHA256SUMS`` cannot be read.
-    """
+    """Check a run folder, so many files at a time, and write nothing; a terminal shows how far it is."""
     require_run(folder)
     contents, digests = read_run_contents(folder), Digests(folder)
     # Links, pipes and folders of these names too, which are not opened and are findings.
