@@ -59,12 +59,9 @@ def make_spec(
 
 
 def make_statuses(spec: RunSpec, failed: Sequence[int] = ()) -> list[ImageStatus]:
-    return [
-        ImageStatus(i, "truncated after 17 bytes", 0, 0, 17, "")
-        if i in failed
-        else ImageStatus(i, "", 300 + i, 400 + i, 1234 + i, f"{i:064x}")
-        for i in range(len(spec.manifest))
-    ]
+    statuses = [ImageStatus(i, "", 300 + i, 400 + i, 1234 + i, f"{i:064x}") for i in range(len(spec.manifest))]
+    failures = [ImageStatus(i, "truncated after 17 bytes", 0, 0, 17, "") for i in range(len(spec.manifest))]
+    return [failures[i] if i in failed else status for i, status in enumerate(statuses)]
 
 
 def make_values(spec: RunSpec, native: Mapping[int, tuple[int, int]] | None = None) -> dict[str, list[NDArray[np.float32]]]:

@@ -25,9 +25,7 @@ from .stored_runs import make_spec
         ((2049, 2048, 64), 4, (1, 128, 2048, 64)),  # above it
     ],
 )
-def test_chunks_hold_whole_rows_up_to_a_gibibyte(
-    shape: tuple[int, int, int], itemsize: int, chunk: tuple[int, int, int, int]
-) -> None:
+def test_chunks_hold_whole_rows_up_to_a_gibibyte(shape: tuple[int, ...], itemsize: int, chunk: tuple[int, ...]) -> None:
     assert format.chunk_shape(shape, itemsize) == chunk
 
 
@@ -62,15 +60,7 @@ def test_shards_tile_the_manifest(rows: int, images_per_shard: int) -> None:
 
 def test_metadata_columns_never_take_a_name_of_the_format() -> None:
     names = format.column_names(["author", "status", "list_status", "a/b", "a_b", "", "."])
-    assert names == {
-        "author": "author",
-        "status": "list_status",
-        "list_status": "list_list_status",
-        "a/b": "a_b",
-        "a_b": "list_a_b",
-        "": "list_",
-        ".": "list_.",
-    }
+    assert [*names.values()] == ["author", "list_status", "list_list_status", "a_b", "list_a_b", "list_", "list_."]
 
 
 def test_a_damaged_or_short_chunk_is_an_error() -> None:
