@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,19 +82,15 @@ class Check:
                 for number in range(copies):
                     os.link(path, folder / f"{path.stem}-{number:02d}.jpg")
         common = [f"data.size={self.side}", *self.device]
-        jobs: list[tuple[str, list[str]]] = []
-        for precision in self.precisions:
-            # What is reduced on the device leaves nothing to fetch, encode or write: reading, resizing and the network.
-            jobs.append((f"relu4_1:avg, {precision}", ["layers=[relu4_1:avg]", f"runtime.precision={precision}"]))
-            jobs.append((f"relu4_1, {precision}, gzip", [f"runtime.precision={precision}"]))
         fast = "tf32" if self.has_gpu else "float32"
-        jobs.append((f"relu4_1, {fast}, none", [f"runtime.precision={fast}", "output.compression=none"]))
-        jobs.append((f"relu4_1, {fast}, float16, gzip", [f"runtime.precision={fast}", "output.dtype=float16"]))
-        jobs.append((f"five layers, {fast}, float16, none", [f"runtime.precision={fast}", f"layers=[{FIVE}]"]))
-        jobs[-1][1].extend(["output.dtype=float16", "output.compression=none"])
-        for what, options in jobs:
-            yield self.rate(what, [f"data.dir={few},{many}", *common, *options])
-        yield self.two_processes([f"data.dir={many}", *common], fast)
+        # Layers, precision, dtype, compression. What is reduced on the device leaves nothing to fetch, encode or write: reading,
+        # resizing and the network.
+        jobs = [(layers, precision, "float32", "gzip") for precision in self.precisions for layers in ("relu4_1:avg", "relu4_1")]
+        jobs += [("relu4_1", fast, "float32", "none"), ("relu4_1", fast, "float16", "gzip"), (FIVE, fast, "float16", "none")]
+        for layers, precision, dtype, compression in jobs:
+            options = [f"layers=[{layers}]", f"runtime.precision={precision}", f"output.dtype={dtype}"]
+            options += [f"output.compression={compression}", f"data.dir={few},{many}", *common]
+            yield self.rate(f"{layers}, {precision}, {dtype}, {compression}", options)
 
     def rate(self, what: str, options: list[str]) -> Line:
         """Gives the rate without start and first step: more images in the time that they take more, in one process."""
@@ -106,18 +102,6 @@ class Check:
         seconds = [report["rows"] / report["images_per_second"] for report in (few, many)]
         rate = (many["rows"] - few["rows"]) / (seconds[1] - seconds[0])
         return Line(what, "images/s", [rate], notes=where_time_went(many))
-
-    def two_processes(self, common: list[str], precision: str) -> Line:
-        """Gives the rate of two processes on one GPU, each its part of a run."""
-        options = [*common, f"runtime.precision={precision}", f"output.images_per_shard={128 if self.has_gpu else 4}"]
-        output = self.folder / "two"
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda number: run_ours(output, *options, f"part={number}/2"), (1, 2)))
-        reports = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("report-*.json")]
-        assert len(reports) == 2
-        rate = sum(report["images_per_second"] for report in reports)
-        what, notes = f"relu4_1, {precision}, gzip, two processes", "the sum of both, with their first steps"
-        return Line(what, "images/s", [rate], notes=notes)
 
 
 def worst_layer(found: Path, expected: Path) -> tuple[str, float]:
@@ -157,8 +141,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description="Check a GPU's numbers and time its stages.")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu-check.json"), help="where the table goes as JSON")
     given = parser.parse_args()
-    # One GPU, the first: of two processes each would take its own.
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     # In a process that ends: the runs are to find the GPU's memory free.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         has_gpu, device = pool.submit(describe_device).result()

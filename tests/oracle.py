@@ -13,9 +13,8 @@ from scipy.special import ndtri
 
 Array = NDArray[np.float64]
 
-# The convolutional part as the paper's table writes it: channels of a convolution, or M for pooling.
-COLUMN_D = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
-COLUMN_E = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
+# Convolutions in each block; then fully connected layers.
+BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 PILLOW_FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -53,23 +52,21 @@ def forward(
     image: Array,
     kernels: dict[str, NDArray[np.float32]],
     biases: dict[str, NDArray[np.float32]],
-    column: list[int | str] = COLUMN_E,
+    network: str = "vgg19",
     round_up: bool = True,
     mean: bool = False,
     until: str = "",
 ) -> dict[str, Array]:
-    """Gives the activations of every layer for one image (h, w, 3) with the mean removed, up to ``until``."""
+    """Gives the activations of every layer for one image (h, w, 3) with the mean removed, not far beyond ``until``."""
     found: dict[str, Array] = {}
-    values, block, position = image, 1, 1
-    for entry in column:
-        if entry == "M":
-            values = found[f"pool{block}"] = pool(values, round_up, mean)
-            block, position = block + 1, 1
-        else:
-            name = f"{block}_{position}"
+    values = image
+    for block, count in enumerate(BLOCKS[network], start=1):
+        for name in (f"{block}_{position}" for position in range(1, count + 1)):
             values = found["conv" + name] = convolve(values, kernels["conv" + name], biases["conv" + name], 1)
             values = found["relu" + name] = np.maximum(values, 0.0)
-            position += 1
+            if until in found:
+                return found
+        values = found[f"pool{block}"] = pool(values, round_up, mean)
         if until in found:
             return found
     for number in (6, 7, 8):
@@ -106,6 +103,7 @@ def by_pillow(pixels: NDArray[np.uint8], height: int, width: int, interpolation:
 
 def relative_error(found: NDArray[np.floating], expected: Array) -> float:
     """Gives the norm of the difference over the norm of what is expected."""
+    assert found.shape == expected.shape
     return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 

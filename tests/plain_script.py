@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from . import oracle
-from .oracle import Array
+from .oracle import BLOCKS, Array
 
-# Convolutions in each block; then fully connected layers.
-BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CLASSIFIER = ["fc6", "relu6", "fc7", "relu7", "fc8", "prob"]
 EXTENSIONS = r"(?i)\.(jpg|jpeg|jpe|jfif|mpo|png|apng|gif|bmp|dib|tif|tiff|webp|avif|jp2|ppm|qoi|sgi|tga)$"
 FLOAT16_LIMIT = 65520  # From here on it rounds to infinity.
@@ -242,8 +240,8 @@ def activations(pixels: NDArray[np.uint8], options: Mapping[str, Any], weights: 
     if options.get("network.kernel_order") == "whio":
         kernels = {name: kernel.transpose(1, 0, 2, 3) for name, kernel in kernels.items()}
     round_up = {"same": True, "valid": False}.get(options.get("network.pool_padding", "auto"), weights.round_up)
-    column = [entry for count in BLOCKS[options["network"]] for entry in [*[0] * count, "M"]]
-    return oracle.forward(image, kernels, weights.biases, column, round_up, options.get("network.pooling") == "avg", last)
+    is_mean = options.get("network.pooling") == "avg"
+    return oracle.forward(image, kernels, weights.biases, options["network"], round_up, is_mean, last)
 
 
 def random_weights(network: str, seed: int, channels: Sequence[int], **classifier: int) -> Weights:

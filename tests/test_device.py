@@ -68,7 +68,7 @@ def test_as_many_batches_are_in_flight_as_fit(free: int, batch_size: int | None,
     assert device.plan_batches((1, 1), (free + 9, free), batch_size) == expected
 
 
-@pytest.mark.parametrize(("number", "taken"), [(0, 0), (1, 1), (2, 0), (5, 1)])
+@pytest.mark.parametrize(("number", "taken"), [(0, 0), (5, 1)])
 def test_each_part_takes_a_gpu_of_its_own_and_says_which(
     number: int, taken: int, two_gpus: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,8 +119,7 @@ def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_the_way_o
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(("layers", "batch_size"), [(["relu4_1"], 128), (["relu?_1"], 128), (["relu4_1"], 32)])
-@pytest.mark.parametrize("slots", [1, 2, 8])
+@pytest.mark.parametrize(("layers", "batch_size", "slots"), [(["relu4_1"], 128, 8), (["relu?_1"], 128, 2), (["relu4_1"], 32, 1)])
 def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers: list[str], batch_size: int, slots: int) -> None:
     features = VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(layers), (224, 224))
     rows = plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
@@ -296,5 +295,5 @@ def test_the_check_of_a_gpu_runs_without_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     lines = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["lines"]
     assert [line["ours"][0] for line in lines if line["rival"]] == pytest.approx([3e-6] * 3, abs=5e-6)
-    assert sum(line["unit"] == "images/s" for line in lines) == 6
-    assert done.stdout.count("\n| ") == 10
+    assert sum(line["unit"] == "images/s" for line in lines) == 5
+    assert done.stdout.count("\n| ") == 9

@@ -86,10 +86,7 @@ def on_host(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDA
 @cache
 def device_function(spec: ResizeSpec) -> Any:
     """The first step, traced once for all tests."""
-    import tensorflow as tf
-
-    step = first_step(spec, MEAN_PIXEL)
-    return tf.function(step.function, input_signature=step.signature, autograph=False)
+    return first_step(spec, MEAN_PIXEL)
 
 
 def on_device(images: Sequence[NDArray[np.uint8] | None], spec: ResizeSpec) -> NDArray[np.float32]:
@@ -209,14 +206,14 @@ def test_a_scale_divides_what_the_mean_has_left_and_padding_stays_zero() -> None
     right = expected(image, spec) / scale
     host = resize_on_host(image, spec, MEAN_PIXEL.astype(np.float32), scale.astype(np.float32))
     place = np.array([place_image(30, 21, spec)], np.float64)
-    device = np.asarray(first_step(spec, MEAN_PIXEL, scale).function(image[None], place))[0]
+    device = np.asarray(first_step(spec, MEAN_PIXEL, scale)(image[None], place))[0]
     for found in (host, device):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, right, atol=0.01 / 57)
         assert not found[:, :2].any()
     (features, _) = infer_on_host(batch_of([image]), doubled, MEAN_PIXEL, scale)
     np.testing.assert_allclose(features.values[0], (image - MEAN_PIXEL) / scale, atol=1e-6)
-    native = first_step(None, MEAN_PIXEL, scale).function(image[None])
+    native = first_step(None, MEAN_PIXEL, scale)(image[None])
     np.testing.assert_allclose(np.asarray(native), features.values, atol=1e-6)
 
 

@@ -96,19 +96,17 @@ def save_safetensors(path: Path, state: State, kind: str = "F32") -> None:
 
 def forward(network: str, state: State, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """Gives each layer of torchvision's model, (h, w, c) under the name it has here, for one (h, w, 3) image."""
-    kernels, biases, column = {}, {}, []
+    kernels, biases = {}, {}
     for place, (kind, _, name) in enumerate(features(network)):
         if kind == "conv":
             kernels[name] = state[f"features.{place}.weight"].transpose(2, 3, 1, 0)
             biases[name] = state[f"features.{place}.bias"]
-        if kind != "relu":
-            column.append("M" if kind == "pool" else 0)
     for number, place, side in ((6, 0, architectures.FC6_SIDE), (7, 3, 1), (8, 6, 1)):
         # The map is flattened channel by channel.
         weight = state[f"classifier.{place}.weight"]
         kernels[f"fc{number}"] = weight.reshape(len(weight), -1, side, side).transpose(2, 3, 1, 0)
         biases[f"fc{number}"] = state[f"classifier.{place}.bias"]
-    return oracle.forward((pixels / 255 - MEAN) / DEVIATION, kernels, biases, column, round_up=False)
+    return oracle.forward((pixels / 255 - MEAN) / DEVIATION, kernels, biases, network, round_up=False)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def build_network(
     ]
 
     def compute(*inputs: tf.Tensor) -> Any:
-        images = first.function(*inputs)
+        images = first.python_function(*inputs)
         images = images[..., ::-1] if weights.is_bgr else images
         # Constants let TensorFlow fold the normalisations, and a GPU compute bias and activation with the convolution.
         trainable, fixed = (
@@ -55,7 +55,7 @@ def build_network(
         with tf.device(HOST):
             return [tf.identity(values) for values in given]
 
-    function = tf.function(compute, input_signature=first.signature, autograph=False)
+    function = tf.function(compute, input_signature=first.input_signature, autograph=False)
 
     def layers_of(*inputs: Any) -> Iterator[tuple[str, Any]]:
         with memory_errors(wanted[-1].layer.name, inputs), tf.device(device):

@@ -45,13 +45,6 @@ class Segment(NamedTuple):
     features: Sequence[FeatureSpec]
 
 
-class FirstStep(NamedTuple):
-    """What is done before the first layer, in the same function: inputs -> (n, H, W, 3) float32, mean removed."""
-
-    function: Callable[..., tf.Tensor]
-    signature: Sequence[tf.TensorSpec]
-
-
 @dataclass
 class Network:
     """A VGG network that gives the activations of some of its layers.
@@ -69,7 +62,7 @@ class Network:
         precision: Of TensorFlow's products, one of :data:`~pipeline.network.device.TOLERANCES`. With ``bfloat16`` kernels are
             kept so too, and what passes from layer to layer.
         dtype: Of the values that are given, ``float32`` or ``float16``; where ``parts`` are given always float32.
-        first: What is done before the first layer. None: the network is called with images.
+        first: What is done before the first layer, by :func:`first_step`. None: the network is called with images.
         threads: That reduce on the CPU.
         transforms: Of reductions that are fitted, as of :class:`~pipeline.records.RunSpec`.
     """
@@ -84,7 +77,7 @@ class Network:
     parts: Mapping[str, Function] | None = None
     precision: str = FLOAT32
     dtype: str = FLOAT32
-    first: FirstStep | None = None
+    first: Any = None
     threads: int = 1
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list, init=False)
@@ -201,7 +194,7 @@ class Network:
         first, is_last = None if self.segments else self.first, layers[-1] == self.wanted[-1].layer
 
         def segment(*inputs: tf.Tensor) -> Any:
-            values = tf.cast(first.function(*inputs) if first else inputs[0], self._computed)
+            values = tf.cast(first.python_function(*inputs) if first else inputs[0], self._computed)
             for operation in operations:
                 values = operation(values)
             full = tf.cast(values, tf.float32)
@@ -214,7 +207,7 @@ class Network:
 
         # One trace serves every number of images, and at native size every height and width.
         taken = self._computed if self.segments else tf.float32
-        signature = first.signature if first else [tf.TensorSpec((None, *input_shape), taken)]
+        signature = first.input_signature if first else [tf.TensorSpec((None, *input_shape), taken)]
         graph: Function = tf.function(segment, input_signature=signature, autograph=False)
         return graph
 
@@ -366,10 +359,11 @@ def _one_behind(layers: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield waiting
 
 
-def first_step(
-    resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None = None
-) -> FirstStep:
-    """Return what a device does to a canvas before the first layer: resize, but at native size, and standardise."""
+def first_step(resize: ResizeSpec | None, mean_pixel: NDArray[np.float64], scale_pixel: NDArray[np.float64] | None = None) -> Any:
+    """Return what a device does to a canvas before the first layer, a ``tf.function``: resize, but at native size, standardise.
+
+    It gives (n, H, W, 3) float32.
+    """
     signature = [tf.TensorSpec((None, None, None, 3), tf.uint8)]
     if resize:
         signature.append(tf.TensorSpec((None, len(NO_IMAGE)), tf.float64))
@@ -382,4 +376,4 @@ def first_step(
             return resize_batch(canvas, geometry, resize, mean_pixel, scale_pixel)
         return standardise(tf.cast(canvas, tf.float32), mean_pixel, scale_pixel)
 
-    return FirstStep(standardised, signature)
+    return tf.function(standardised, input_signature=signature, autograph=False)
