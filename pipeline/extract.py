@@ -194,7 +194,7 @@ def make_stages(options: Options, spec: RunSpec, weights: AnyWeights) -> Stages:
     if size_px is None:
         # cuDNN would try its algorithms for each new size, seconds an image.
         os.environ.setdefault("TF_CUDNN_USE_AUTOTUNE", "0")
-    of_vgg: dict[str, Any] = {"pooling": network.pooling, "kernel_order": network.kernel_order}
+    of_vgg: dict[str, Any] = {"pooling": network.pooling}
     preparing: Future[Any] | None = None
     if not isinstance(weights, KerasWeights) and backend == WINOGRAD and runtime.device != "gpu":
         layers = list(dict.fromkeys(feature.layer for feature in spec.features))

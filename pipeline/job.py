@@ -130,6 +130,9 @@ def _load_weights(options: Options, layers: Sequence[LayerSpec]) -> AnyWeights:
     )
     if network.weights != "random":
         LOGGER.info("weights: %s; conv1_1 says: %s", weights.source, weights.recognised)
+    if network.kernel_order == "whio":
+        # It reproduces scripts that swap the first two axes by mistake.
+        weights = replace(weights, kernels={name: kernel.transpose(1, 0, 2, 3) for name, kernel in weights.kernels.items()})
     return weights if network.pool_padding == AUTO else replace(weights, pool_padding=network.pool_padding)
 
 

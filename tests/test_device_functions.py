@@ -35,7 +35,7 @@ from .test_config import values
 from .test_reductions import CHAINS
 from .test_resize import write_images
 
-SETTINGS: dict[str, Any] = {"pooling": "max", "kernel_order": "hwio", "device": HOST}
+SETTINGS: dict[str, Any] = {"pooling": "max", "device": HOST}
 
 # What Grappler and the runtime do themselves, on any device.
 ON_HOST = {"While", "StatelessWhile", "If", "StatelessIf", "TensorListReserve", "GatherV2", "PyFunc", "EagerPyFunc"}

@@ -84,8 +84,6 @@ def test_kernels_are_used_as_stored(thin_weights: Any) -> None:
     stored = run(weights, ["conv1_1"], image)["conv1_1"][0]
     np.testing.assert_allclose(stored[4, 5], kernel[1, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(stored[5, 4], kernel[0, 1, 0], rtol=1e-6)
-    swapped = run(weights, ["conv1_1"], image, kernel_order="whio")["conv1_1"][0]
-    np.testing.assert_allclose(swapped[4, 5], kernel[0, 1, 0], rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -178,7 +176,7 @@ def test_images_that_cannot_go_through_at_native_size_are_refused_with_the_reaso
 
 
 def build(weights: Any, words: list[str], size_px: Any, *, backend: str = "tensorflow", **options: Any) -> Network:
-    wanted, settings = VggTable(weights.network).resolve(words), {"pooling": "max", "kernel_order": "hwio"} | options
+    wanted, settings = VggTable(weights.network).resolve(words), {"pooling": "max"} | options
     parts = prepare_segments(weights, wanted, threads=2, **settings) if backend == "winograd" else None
     features = VggTable(weights.network, weights.pool_padding).plan(wanted, size_px)
     return Network(weights, features, device="/CPU:0", size_px=size_px, parts=parts, **settings)

@@ -134,7 +134,7 @@ def test_no_layer_depends_on_the_batch_or_the_threads(
                 found[name].append(np.asarray(values))
         return {name: np.concatenate(rows) for name, rows in found.items()}
 
-    one, three = (prepare_segments(weights, wanted, pooling=pooling, kernel_order="hwio", threads=threads) for threads in (1, 3))
+    one, three = (prepare_segments(weights, wanted, pooling=pooling, threads=threads) for threads in (1, 3))
     expected = features(three, 1)
     assert list(expected) == [layer.name for layer in wanted]
     # Fewer images than threads are computed strip by strip, others in groups.
@@ -147,7 +147,7 @@ def test_no_layer_depends_on_the_batch_or_the_threads(
 def test_means_of_layers_on_the_way_are_those_of_the_maps(padding: str, thin_weights: Any) -> None:
     weights = replace(thin_weights("vgg19"), pool_padding=padding)
     wanted = VggTable("vgg19").resolve([f"block{number}" for number in range(1, 6)])
-    settings: dict[str, Any] = {"pooling": "max", "kernel_order": "hwio", "threads": 2}
+    settings: dict[str, Any] = {"pooling": "max", "threads": 2}
     *on_the_way, last = [layer.name for layer in wanted]
     mean = on_host(Reduction("avg"), 0, None)
     for images in (60 * draw((5, 37, 34, 3), 0), 60 * draw((1, 75, 64, 3), 0)):

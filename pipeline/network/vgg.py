@@ -53,8 +53,6 @@ class Network:
         weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
         wanted: What to give of which layers, in network order.
         pooling: ``max`` or ``avg``.
-        kernel_order: ``hwio``: kernels as stored. ``whio``: their first two axes swapped, which reproduces scripts that
-            do so by mistake.
         device: TensorFlow's name of the device.
         size_px: (height, width) of all inputs; None where they differ.
         parts: Of the layers before the classifier, from :func:`~pipeline.network.winograd.prepare_segments`: then a row's bits
@@ -71,7 +69,6 @@ class Network:
     wanted: Sequence[FeatureSpec]
     _: KW_ONLY
     pooling: str
-    kernel_order: str
     device: str
     size_px: tuple[int, int] | None
     parts: Mapping[str, Function] | None = None
@@ -218,9 +215,8 @@ class Network:
             return lambda values: tf.nn.softmax(tf.cast(values, tf.float32))
         if layer.kind == "pool":
             return self._pool
-        kernel = self.weights.kernels[layer.name]
-        kernel = kernel if self.kernel_order == "hwio" else np.ascontiguousarray(kernel.transpose(1, 0, 2, 3))
-        kernel, bias = (tf.cast(values, self._computed) for values in (kernel, self.weights.biases[layer.name]))
+        stored = self.weights.kernels[layer.name], self.weights.biases[layer.name]
+        kernel, bias = (tf.cast(values, self._computed) for values in stored)
         if layer.kind == "fc":
             return lambda values: tf.nn.bias_add(_fully_connected(values, kernel), bias)
         # Constants of the graph, not inputs: on a GPU convolution, bias and ReLU become one kernel only where these are known.

@@ -36,7 +36,7 @@ RIVALS = {
     "ncnn": (rivals.ncnn, ("ncnn",), 1.3),
     "MNN": (rivals.mnn, ("MNN", "onnx"), 1.3),
 }
-SETTINGS = {"pooling": "max", "kernel_order": "hwio"}
+SETTINGS = {"pooling": "max"}
 # What the program chooses on two cores.
 OWN_BATCH = 8
 # Share of the rate of the program's own batches that others must reach, and of ncnn's with one image at a time.

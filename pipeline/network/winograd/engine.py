@@ -232,7 +232,6 @@ def prepare_segments(
     wanted: Sequence[LayerSpec],
     *,
     pooling: str,
-    kernel_order: str,
     threads: int,
     averaged: Collection[str] = (),
 ) -> dict[str, Segment]:
@@ -245,7 +244,6 @@ def prepare_segments(
         weights: Kernels (HWIO, RGB), biases and the padding of the pooling layers.
         wanted: In network order.
         pooling: ``max`` or ``avg``.
-        kernel_order: ``hwio``, or ``whio``: first two axes of the kernels swapped.
         threads: That will compute.
         averaged: Names of those wanted of which the means are enough: they end no segment, see :data:`Done`.
 
@@ -263,9 +261,7 @@ def prepare_segments(
         for place, layer in enumerate(layers):
             names = [following.name for following in layers[place : place + 2] if following.kind != "pool"]
             if layer.kind == "conv":
-                kernel = weights.kernels[layer.name]
-                kernel = kernel if kernel_order == "hwio" else kernel.transpose(1, 0, 2, 3)
-                prepared = prepare_convolution(kernel, weights.biases[layer.name], processor, *names)
+                prepared = prepare_convolution(weights.kernels[layer.name], weights.biases[layer.name], processor, *names)
                 found["direct" if _takes_colours(layer) else "winograd"] = prepared
             elif layer.kind == "pool":
                 found["pooling"] = Pooling(pooling, weights.pool_padding, layer.name)
