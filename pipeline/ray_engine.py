@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ TASK_STEPS, TASKS_A_WORKER = 20, 4
 # To find out that nobody listens at an address: Ray would try for minutes.
 PORT_SECONDS = 5.0
 LONGEST_TEXT = 240
+# Without a task's end; then it is looked whether there are nodes.
+QUIET_SECONDS = 30.0
 _SETTINGS = {
     # It would tell its makers of each cluster.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -244,10 +247,9 @@ class Tasks:
     def __init__(self, ray: Any, job: Job) -> None:
         """Choose what a task takes, from the nodes and from the options as the user gave them."""
         runtime, engine = job.options.runtime, job.options.engine
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = [(has["CPU"], has.get("GPU", 0.0)) for has in resources if has.get("CPU")]
-        cpus, gpus = plan_resources(nodes, engine, runtime.device)
         self._ray, self._most = ray, engine.workers or math.inf
+        nodes = self._nodes()
+        cpus, gpus = plan_resources(nodes, engine, runtime.device)
         self.slots = int(min(self._most, count_slots(nodes, cpus, gpus)))
         if not self.slots:
             raise EngineError(
@@ -262,13 +264,17 @@ class Tasks:
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(make_task)
         self._running: dict[Any, Shards] = {}
 
+    def _nodes(self) -> Nodes:
+        resources = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return [(has["CPU"], has.get("GPU", 0.0)) for has in resources if has.get("CPU")]
+
     def run(self, tasks: Iterable[Shards]) -> Iterator[Outcome]:
         """Run tasks, and yield what each has made when it is finished; where all nodes have gone, wait for new ones.
 
         Raises:
             PipelineError: A task has raised, or died too often.
         """
-        waiting = deque(tasks)
+        waiting, heard = deque(tasks), time.monotonic()
         while waiting or self._running:
             while waiting and len(self._running) < self._most:
                 shards = waiting.popleft()
@@ -278,6 +284,12 @@ class Tasks:
             except SystemError as error:
                 # Ray 2.60 returns a result although a signal's handler has raised, which Python takes for a fault.
                 raise error.__cause__ or error from None
+            if done:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > QUIET_SECONDS:
+                heard = time.monotonic()
+                if not self._nodes():
+                    LOGGER.warning("engine: no node is left that has cores; the run goes on when one is added")
             for future in done:
                 yield self._outcome(future, self._running.pop(future))
 
