@@ -43,17 +43,19 @@ def draw_plots(options: PlotOptions) -> None:
     """Draw what was chosen, a file a sheet, and print where each is.
 
     Raises:
-        OptionError: The run has no such image, layer or channel; there is no such colour map; no window can be opened; several
-            sheets would have one name.
+        OptionError: The run has no such image, layer or channel, or what :func:`.figures.draw` refuses.
         StoreError: The run cannot be read, an image failed, its input cannot be had, or a file cannot be written.
     """
-    from .store.reader import choose_layers, open_run
+    from .store.reader import beside, choose_layers, open_run
 
     with open_run(options.run) as run, figures.plain_settings():
         layers, written = choose_layers(run.layers, options.layers), set[Path]()
+        folder, run_name = beside(run.path)
         for row in _choose_rows(run, options.images):
-            for word, picture, what in _pictures(run, row, layers, options):
-                path = _path_of(run, row, word, options.file)
+            key = str(run.images["key"][row])
+            for word, picture, what in _pictures(run, run_name, row, layers, options):
+                name = _file_name(options.file or DEFAULT_NAME, run=run_name, image=key, layer=word)
+                path = Path(name) if options.file else folder / name
                 if path in written:
                     raise OptionError(
                         f"file: several pictures would have one name, got {str(path)!r}. Expected {{image}} and {{layer}} in it."
@@ -84,10 +86,8 @@ def _choose_rows(run: Run, images: Sequence[int | str]) -> list[int]:
     return list(dict.fromkeys(rows))
 
 
-def _pictures(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -> Iterator[tuple[str, Any, str]]:
+def _pictures(run: Run, run_name: str, row: int, layers: Sequence[str], options: PlotOptions) -> Iterator[tuple[str, Any, str]]:
     """Yield each picture of an image: the word for its file's name, the figure or the picture, and what is to be said of it."""
-    from .store.reader import beside
-
     key, before = str(run.images["key"][row]), list[FeatureMap]()
     if options.input is not False:
         try:
@@ -109,7 +109,7 @@ def _pictures(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -
             before = [FeatureMap("input", [f"{words_for_shape(size_px)} px", *seen_as], seen)]
     weights = str(run.attributes.get("weights", "")).partition("; conv1_1 says")[0]
     weights = "untrained (random weights)" if weights.startswith("random") else weights
-    about = f"row {row} of {beside(run.path)[1]} · {run.attributes['network']}, {weights}"
+    about = f"row {row} of {run_name} · {run.attributes['network']}, {weights}"
     scale = ", one scale for all" if options.scale == "shared" else ""
     for word, line, maps in _sheets(run, row, layers, options):
         figure = figures.draw((key, about, line + scale), [*before, *maps], options)
@@ -140,16 +140,10 @@ def _sheets(run: Run, row: int, layers: Sequence[str], options: PlotOptions) -> 
 
 
 def read_maps(layer: Layer, row: int, channels: Sequence[int], count: int, options: PlotOptions) -> list[FeatureMap]:
-    """Return the maps of some channels of one image, from as much of it as will be seen; of a vector one map of all of them.
+    """Return the maps of channels of an image that is ok, in this order, from as much of it as will be seen; of a vector one map.
 
     What is said of a map (range, zeros) is counted over all of its values that are read; what is drawn are means over squares.
-
-    Args:
-        layer: Of the run.
-        row: The image, which is ok.
-        channels: Which, in the order in which they are wanted; of a vector without ``options.channels`` all are.
-        count: Maps on the sheet.
-        options: Whether to take the most active of the channels, whether to read all.
+    ``count``: maps on the sheet. Of a vector without ``options.channels`` all components are drawn.
     """
     shape, is_mosaic = layer.shape_of(row), options.channels is not None
     is_vector, side, lines = math.prod(shape[:-1]) == 1, 1, [words_for_shape(shape)]
@@ -182,12 +176,9 @@ def read_maps(layer: Layer, row: int, channels: Sequence[int], count: int, optio
 
 
 def square_means(rows: NDArray[np.int64], values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Return the means of maps over squares, of the rows of them that are there.
+    """Return the means of maps over squares, at the right and the bottom smaller ones, of the rows that are there.
 
-    Args:
-        rows: (r,) ascending, at least one in each ``side`` of them.
-        values: (r, w, c).
-        side: Of the squares; those on the right and at the bottom may be smaller.
+    ``rows``: (r,) ascending, at least one in each ``side`` of them; ``values``: (r, w, c) of these.
     """
     lefts = np.arange(0, values.shape[1], side)
     _, tops, heights = np.unique(rows // side, return_index=True, return_counts=True)
@@ -204,28 +195,18 @@ def _feature_map(
     return FeatureMap(name, [*lines, ends, f"{words_for_share(np.mean(values == 0))} zeros"], drawn, channels, low, high)
 
 
-def _path_of(run: Run, row: int, word: str, file: str | None) -> Path:
-    """Return the file of a picture, from the word for its layers: beside the run unless asked otherwise."""
-    from .store.reader import beside
+def _file_name(pattern: str, **parts: str) -> str:
+    """Return a file's name, with parts that every system takes; of a long path the end."""
 
-    folder, run_name = beside(run.path)
-    parts = {"run": run_name, "image": str(run.images["key"][row]), "layer": word}
-    name = re.sub(r"\{(run|image|layer)\}", lambda mark: _file_name(parts[mark[1]]), file or DEFAULT_NAME)
-    return Path(name) if file else folder / name
+    def part(mark: re.Match[str]) -> str:
+        name = re.sub(r"[^\w.+=@~-]+", "-", parts[mark[1]]).strip("-.") or "image"
+        return name.encode("utf-8", "replace")[-LONGEST_PART_BYTES:].decode("utf-8", "ignore")
 
-
-def _file_name(text: str) -> str:
-    """Return a text that every system takes as a part of a file's name; of a long path the end."""
-    name = re.sub(r"[^\w.+=@~-]+", "-", text).strip("-.") or "image"
-    return name.encode("utf-8", "replace")[-LONGEST_PART_BYTES:].decode("utf-8", "ignore")
+    return re.sub(r"\{(run|image|layer)\}", part, pattern)
 
 
 def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
-    """Return the picture that the network saw of a row, (H, W, 3) uint8 RGB, made again from the image's file.
-
-    Raises:
-        ImageError: The file is gone, has changed, or cannot be read.
-    """
+    """Return the picture that the network saw of a row, (H, W, 3) uint8 RGB, made again from its file; else an ``ImageError``."""
     from .images.decode import decode_image
     from .images.reading import read_again
     from .images.resize import ResizeSpec, dct_reduction, resize_on_host
@@ -242,11 +223,7 @@ def input_picture(run: Run, row: int) -> NDArray[np.uint8]:
 
 
 def find_image(run: Run, row: int) -> ImageRecord:
-    """Return where the image of a row is, ready to be read; no list of images is made for it.
-
-    Raises:
-        ImageError: It cannot be found, for the reason given.
-    """
+    """Return where the image of a row is, ready to be read, or raise an ``ImageError``; no list of images is made for it."""
     from .images import reading, tar
 
     root, key, kind = str(run.attributes.get("data_root", "")), str(run.images["key"][row]), run.attributes.get("data_source", "")

@@ -140,15 +140,9 @@ def _make_stages(
     transforms: Mapping[str, Transform],
     watch: Stopwatch,
 ) -> Stages:
-    """Return the stages that make features of what a run stores.
+    """Return the stages that make features, each of one of these bases, of what a run stores.
 
-    Args:
-        run: That is reduced.
-        rows: (N,) of it, for each row of the new one.
-        bases: What of it may be read.
-        features: To be made, each of one of these.
-        transforms: As of :func:`.reductions.prepare`.
-        watch: Counts what is read and reduced as ``reduce``.
+    ``rows``: (N,) of the run, for each row of the new one; ``watch`` counts the time for the stage ``reduce``.
     """
     from .extract import Stages
     from .machine import usable_cores

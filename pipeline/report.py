@@ -109,13 +109,7 @@ class Report(Made):
 
 
 def render_page(report: Report, run: Run, manifest: Manifest) -> str:
-    """Return the page of a run as HTML; the same run and report give the same text.
-
-    Args:
-        report: Of what was done when the run did something.
-        run: All of it.
-        manifest: Its rows; where the images are.
-    """
+    """Return the page of a run as HTML, with what was done when it did something; ``manifest``: where its images are."""
     of, folder = run.attributes, place_of(report.folder)
     is_good = run.images["status"] == OK
     good, failed = np.flatnonzero(is_good), np.flatnonzero(~is_good)[:EXAMPLES]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .sharding import ShardSpec
     from .store.run_contents import RunContents
 
-# Causes of failure and damaged files that are named.
+# Damaged files that are named.
 NAMED = 10
 LABEL_WIDTH = 11
 
@@ -102,7 +102,7 @@ def _read_contents(path: Path) -> RunContents:
         contents = read_run_contents(folder, images=False)
     if contents.planned:
         return contents
-    if contents.shards or contents.manifests or format.INDEX_NAME in contents.files:
+    if contents.files:
         raise damage.damaged(folder / format.manifest_name(0), "the manifest", "none that agrees with its own digest")
     raise damage.no_run(folder)
 
@@ -178,9 +178,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     rows, finished, failed = found["rows"], found["rows_finished"], found["rows_failed"]
     unfinished = f", {rows - finished} not finished" if rows > finished else ""
     yield "rows", f"{rows} ({finished - failed} ok, {failed} failed{unfinished})"
-    causes = Counter(found["causes"]).most_common()
-    yield from (("", f"{count:6d} {cause}") for cause, count in causes[:NAMED])
-    yield "", causes[NAMED:] and f"{sum(count for _, count in causes[NAMED:]):6d} for {len(causes) - NAMED} other causes"
+    for cause, count in Counter(found["causes"]).most_common():
+        yield "", f"{count:6d} {cause}"
     parts = f", {len(found['parts'])} parts: {' + '.join(map(str, found['parts']))} rows" if len(found["parts"]) > 1 else ""
     yield "shards", f"{found['shards_finished']} of {found['shards']}, {found['images_per_shard']} rows each{parts}"
     cells = []
@@ -193,9 +192,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     is_known = raw_bytes and all(layer["shape"] for layer in found["layers"])
     share = f", {found['bytes_stored'] / raw_bytes:.0%} of raw" if is_known else ""
     yield "stored", words_for_bytes(found["bytes_stored"]) + share
-    more = ", ..." * (len(found["unreadable"]) > NAMED)
     damaged = ", ".join(found["unreadable"][:NAMED])
-    yield "damaged", damaged and f"{damaged}{more}; say python -m pipeline.verify run=... for all that is wrong"
+    yield "damaged", damaged and f"{damaged}; say python -m pipeline.verify run=... for all that is wrong"
     settings = [name for name in identity if name.startswith(("network.", "runtime.")) and name != "network.weights"]
     yield "network", " ".join([identity["network"], *(f"{name.partition('.')[2]}={identity[name]}" for name in settings)])
     source = identity.get("reduced from")
@@ -219,13 +217,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _show(options: ShowOptions) -> None:
+    def plain(value: Any) -> Any:
+        """Return an attribute of an HDF5 file, or a date among a user's options, as JSON has it."""
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
     found = overview(options.run)
-    print(json.dumps(found, indent=2, ensure_ascii=False, default=_plain) if options.json else as_text(found), flush=True)
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON does not know as it knows it: attributes of an HDF5 file, dates among a user's options."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=plain) if options.json else as_text(found), flush=True)
 
 
 main = partial(cli.start, "pipeline.show", _show, when_stopped="nothing was changed.")

@@ -1,12 +1,8 @@
-"""What the tests of the page look with: its elements, as a browser that is strict would have them; and a report."""
+"""What the tests of the page look with: its elements, as a browser that is strict would have them."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
-from typing import Any
-
-from pipeline.progress import STAGES
-from pipeline.report import Report
 
 # Source: HTML Living Standard, void elements.
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -53,14 +49,3 @@ class Page(HTMLParser):
     def of(self, name: str) -> list[dict[str, str | None]]:
         """Gives the attributes of all elements of a name."""
         return [attributes for tag, attributes in self.elements if tag == name]
-
-
-def make_report(**changes: Any) -> Report:
-    given = {
-        **{"device": "cpu", "bytes_raw": 1000, "bytes_stored": 250, "encode_seconds": 3.25, "write_seconds": 1.0},
-        **{"peak_memory_bytes": 1 << 30, "rows_now": 100, "images_per_second": 12.5, "folder": "run", "index": "run/features.h5"},
-        **{"network": "vgg19", "weights": "a file", "layers": {}, "run_digest": "", "rows": 100, "failed": 7},
-        **{"causes": {}, "skipped": {}, "seconds_by_stage": {name: 1.5 + number for number, name in enumerate(STAGES)}},
-        **{"versions": {"numpy": "2.4"}, "options": {}, "part": ""},
-    }
-    return Report(**{**given, **changes})

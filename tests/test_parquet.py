@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,8 @@ import pyarrow.parquet as pq  # noqa: E402
 
 def listed(tmp_path: Path, columns: Any, **options: Any) -> tuple[Manifest, list[str]]:
     path, lines = tmp_path / "list.parquet", list[str]()
-    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
+    pq.write_table(pa.table(columns), path, **options)
     return read_list(path, None, lines.append), lines
-
-
-def refused(tmp_path: Path, columns: Any) -> str:
-    if isinstance(columns, bytes):
-        (tmp_path / "list.parquet").write_bytes(columns)
-    else:
-        pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), tmp_path / "list.parquet")
-    with pytest.raises((DatasetError, OptionError)) as error:
-        read_list(tmp_path / "list.parquet")
-    message = str(error.value)
-    assert "\n" not in message
-    assert re.match(r"data\.list: .+got .+\. Expected .+\. \w", message), message
-    return message
 
 
 def test_a_list_gives_what_the_same_list_in_csv_gives(tmp_path: Path) -> None:
@@ -118,9 +104,16 @@ BAD_LISTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", BAD_LISTS)
 def test_a_list_that_is_none_is_one_line(case: str, tmp_path: Path) -> None:
-    columns, words = BAD_LISTS[case]
-    message = refused(tmp_path, columns)
-    assert message.startswith(f"data.list: {words}"), message
+    content, words = BAD_LISTS[case]
+    path = tmp_path / "list.parquet"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pq.write_table(pa.table(content), path)
+    with pytest.raises(DatasetError) as error:
+        read_list(path)
+    assert str(error.value).startswith(f"data.list: {words}")
+    assert "\n" not in str(error.value)
 
 
 def test_without_arrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

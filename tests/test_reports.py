@@ -19,6 +19,7 @@ from pipeline.config import defaults
 from pipeline.errors import ImageError
 from pipeline.formatting import count_causes, words_for_number
 from pipeline.job import write_reports
+from pipeline.progress import STAGES
 from pipeline.records import ImageRecord, ImageStatus, RunSpec
 from pipeline.report import EXAMPLES, Report, most_active_map, render_page
 from pipeline.store.digests import Digests
@@ -26,7 +27,7 @@ from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
 
 from .damage import chunk_place, flip, write_companions
-from .pages import Page, make_report
+from .pages import Page
 from .stored_runs import make_spec, make_values, write_run
 from .test_seen import sha256_of
 
@@ -48,11 +49,20 @@ def full_spec(rows: int = 10, **settings: Any) -> RunSpec:
 
 def report_of(folder: Path, spec: RunSpec, **changes: Any) -> Report:
     rows = len(spec.manifest)
-    given: dict[str, Any] = {"folder": str(folder), "index": str(folder / "features.h5"), "run_digest": spec.digest}
-    given |= {"rows": rows, "rows_now": rows, "failed": 2, "causes": {"truncated after 17 bytes": 2}}
-    given["layers"] = {feature.layer.name: feature.shape for feature in spec.features}
-    given["options"] = defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]}
-    return make_report(**given | changes)
+    given: dict[str, Any] = {
+        **{"device": "cpu", "bytes_raw": 1000, "bytes_stored": 250, "peak_memory_bytes": 1 << 30, "images_per_second": 12.5},
+        **{"folder": str(folder), "index": str(folder / "features.h5"), "network": "vgg19", "weights": "a file"},
+        **{"run_digest": spec.digest, "rows": rows, "rows_now": rows, "failed": 2, "causes": {"truncated after 17 bytes": 2}},
+        **{"skipped": {}, "seconds_by_stage": {name: 1.5 + number for number, name in enumerate(STAGES)}, "part": ""},
+        "layers": {feature.layer.name: feature.shape for feature in spec.features},
+        "options": defaults() | {"data.dir": "imgs <1>", "layers": ["conv1_1", "relu4_1"]},
+        "versions": {"numpy": "2.4"},
+    }
+    return Report(**given | changes)
+
+
+def rendered(folder: Path, spec: RunSpec, **changes: Any) -> Page:
+    return Page(render_page(report_of(folder, spec, **changes), open_run(folder), spec.manifest))
 
 
 @pytest.fixture(autouse=True)
@@ -151,9 +161,7 @@ def test_failures_are_counted_by_cause_and_the_first_are_named(tmp_path: Path) -
     spec = full_spec(60, shapes={"relu1_1": (1, 1, 3)}, images_per_shard=60)
     causes = [f"cause {row % 20}: of {row}" if row < 40 else "missing: file not found" for row in range(59)]
     write_run(tmp_path, spec, statuses={row: ImageStatus(row, cause, 0, 0, 1, "") for row, cause in enumerate(causes)})
-    report = report_of(tmp_path, spec, failed=59, causes=count_causes(causes))
-    write_reports(tmp_path, spec, report, is_unchanged=False)
-    text = page_of(tmp_path).text
+    text = rendered(tmp_path, spec, failed=59, causes=count_causes(causes)).text
     assert "19 missing" in text
     assert f"and {59 - EXAMPLES} more; all are in /images/error" in text
     assert "image é23.jpg cause 3: of 23" in text
@@ -168,7 +176,7 @@ def test_samples_are_spread_and_show_the_most_active_channel(tmp_path: Path, dty
     for row in range(12):
         values["relu1_1"][row][..., 1] += 3
     write_run(tmp_path, spec, failed=[0, 11], values=values)
-    found = Page(render_page(report_of(tmp_path, spec), open_run(tmp_path), spec.manifest))
+    found = rendered(tmp_path, spec)
     assert [int(row) for row in re.findall(r"row (\d+),", found.text)] == [1, 3, 5, 6, 8, 10]
     assert found.text.count("relu1_1, channel 1") == 6
     assert "fc6" not in found.text.partition("Samples")[2].partition("What was run")[0]
@@ -197,13 +205,11 @@ def test_a_row_that_is_too_large_or_damaged_is_said_where_its_map_would_be(
     for further in (0, 1):
         flip(path, chunk_place(path, "relu4_1", 1) + further)
 
-    def text() -> str:
-        return Page(render_page(report_of(tmp_path, spec), open_run(tmp_path), spec.manifest)).text
-
-    assert text().count(f"relu4_1: {str(path)[:20]}") == 1
-    assert len(re.findall(r"channel \d", text())) == 3
+    text = rendered(tmp_path, spec).text
+    assert text.count(f"relu4_1: {str(path)[:20]}") == 1
+    assert len(re.findall(r"channel \d", text)) == 3
     monkeypatch.setattr(report_module, "LARGEST_ROW_BYTES", 1000)
-    assert text().count("relu4_1: 76.8 kB an image, too much to be read for this page") == 2
+    assert rendered(tmp_path, spec).text.count("relu4_1: 76.8 kB an image, too much to be read for this page") == 2
 
 
 def test_a_small_picture_is_the_image_made_smaller(photographs: Path) -> None:
@@ -242,8 +248,7 @@ def test_no_text_of_a_user_gets_out_of_its_place(tmp_path: Path) -> None:
         failed = {row: ImageStatus(row, f"{text}: {text}", 0, 0, 1, "") for row, text in enumerate(texts) if row % 2}
         write_run(tmp_path / name, spec, statuses=failed)
         told = {name: dict(zip(map("{}{}".format, range(99), texts), [1] * 99, strict=False)) for name in ("causes", "skipped")}
-        report = report_of(tmp_path / name, spec, versions=dict(told["causes"]), weights=all_of_them, **told)
-        pages.append(Page(render_page(report, open_run(tmp_path / name), spec.manifest).encode("utf-8").decode("utf-8")))
+        pages.append(rendered(tmp_path / name, spec, versions=dict(told["causes"]), weights=all_of_them, **told))
     harmless, attacked = pages
     assert attacked.wrong == harmless.wrong == []
     assert [(name, set(of)) for name, of in attacked.elements] == [(name, set(of)) for name, of in harmless.elements]
@@ -256,7 +261,7 @@ def test_no_text_of_a_user_gets_out_of_its_place(tmp_path: Path) -> None:
 def test_a_run_of_failed_images_alone_has_a_page(tmp_path: Path) -> None:
     spec = full_spec(2)
     write_run(tmp_path, spec, failed=[0, 1])
-    found = Page(render_page(report_of(tmp_path, spec), open_run(tmp_path), spec.manifest))
+    found = rendered(tmp_path, spec)
     assert found.wrong == []
     assert "Samples" not in found.text
     assert "conv1_15 × 4 × 3– to –– ± ––0" in found.text.replace("\n", "")
