@@ -111,13 +111,13 @@ def _fit(pca: Mapping[str, Any], wanted: Mapping[str, FeatureSpec], rows: int, t
     count, places = pca["n_components"], chosen_places("pca", rows, pca["fit_images"], pca["seed"])
     LOGGER.info("pca: fitting %s to %d of %d images", ", ".join(wanted), len(places), rows)
     given = {feature.name: feature for feature in wanted.values()}
-    sample = {name: [np.zeros((0, feature.channels), np.float32)] for name, feature in given.items()}
+    sample: dict[str, list[NDArray[np.float32]]] = {name: [] for name in given}
     for batch in take_sample(sorted(given.values(), key=lambda feature: feature.layer.network_index), places):
         sample[batch.layer].append(batch.values.reshape(len(batch.values), -1).astype(np.float32))
     found = {}
     for name, feature in wanted.items():
+        require_sample(count, sum(map(len, sample[feature.name])), " of the sample that are ok")
         values = np.concatenate(sample[feature.name])
-        require_sample(count, len(values), " of the sample that are ok")
         found[name] = fit_pca(values, count)
         total = values.var(axis=0, ddof=1, dtype=np.float64).sum()
         # Images that are all alike have none.

@@ -48,7 +48,7 @@ def reduce(*arguments: str, cwd: Path) -> Any:
 def test_a_reduced_run_has_the_values_that_an_extraction_makes(
     size: Any, folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
 ) -> None:
-    words = WORDS[:4] if size is None else [*WORDS, "relu3_1:srp"]
+    words = WORDS[:4] if size is None else [*WORDS, "relu3_1:srp", "relu3_1:pca"]
     options = {"size": size, "images_per_shard": 2}
     extract(folder, ["relu2_1", "relu3_1"], tmp_path, "maps", **options)
     direct = extract(folder, words, tmp_path, "direct", **options)
