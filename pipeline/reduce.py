@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Activations of a layer that are read at once.
 BLOCK_BYTES = 256 << 20
-WHEN_STOPPED = "finished shards are kept. Run the command again to go on."
 
 
 def reduce_run(options: ReduceOptions) -> None:
@@ -179,7 +178,7 @@ def _make_stages(
     return Stages(Device("", "cpu", step), load, lambda batch: watch.over(reduced(batch), "reduce"), usable_cores(), {})
 
 
-main = partial(cli.start, "pipeline.reduce", reduce_run, when_stopped=WHEN_STOPPED)
+main = partial(cli.start, "pipeline.reduce", reduce_run, when_stopped="finished shards are kept. Run the command again.")
 
 if __name__ == "__main__":
     main()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .sharding import ShardSpec
     from .store.run_contents import RunContents
 
+LABEL_WIDTH = 11
 # Damaged files that are named.
 NAMED = 10
-LABEL_WIDTH = 11
 
 
 def overview(path: Path) -> dict[str, Any]:

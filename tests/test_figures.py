@@ -127,16 +127,13 @@ def test_every_value_is_drawn_in_its_colour_where_it_belongs(sides: tuple[int, i
 
 
 def test_channels_of_a_mosaic_stand_in_reading_order(tmp_path: Path) -> None:
-    values = np.ones((4, 4, 5), np.float32) * np.arange(5, dtype=np.float32)
-    for order in ([0, 1, 2, 3, 4], [3, 0, 4]):
-        maps = maps_of(values, chosen=order, channels=order)
-        drawn = render(tmp_path, maps, scale="shared")
-        low, high = min(order), max(order)
-        np.testing.assert_array_equal([each[5, 5] for each in drawn], colour([*order], low, high))
-        axes = draw(maps).axes
-        assert [each.get_title("left") for each in axes] == [f"channel {number}" for number in order]
-        places = [(-each.get_position().y1, each.get_position().x0) for each in axes]
-        assert places == sorted(places)
+    order = [3, 1, 0, 4, 2]
+    maps = maps_of(np.ones((4, 4, 5), np.float32) * np.arange(5, dtype=np.float32), chosen=order, channels=order)
+    drawn, axes = render(tmp_path, maps, scale="shared"), draw(maps).axes
+    np.testing.assert_array_equal([each[5, 5] for each in drawn], colour(order, 0, 4))
+    assert [each.get_title("left") for each in axes] == [f"channel {number}" for number in order]
+    places = [(-each.get_position().y1, each.get_position().x0) for each in axes]
+    assert places == sorted(places)
 
 
 def test_own_scales_show_what_a_common_one_hides_and_its_bar_tells_its_ends(tmp_path: Path) -> None:
