@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from pipeline import extract_features, open_run
 from pipeline.errors import DatasetError, OptionError, PipelineError, StoreError
+from pipeline.progress import LOGGER
 
 from .killed_runs import assert_same_file
 from .processes import call, composed, run_python
@@ -26,7 +27,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    level, propagates = logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate
+    level, propagates = LOGGER.level, LOGGER.propagate
     run = extract_features(photographs, ["relu2_1"], size=(48, np.int64(32)), weights="random", name="mine")
     assert run.path == Path("outputs/mine/features.h5").absolute()
     assert run.layers == ("relu2_1",)
@@ -39,7 +40,7 @@ def test_it_gives_the_run_and_then_the_same_without_computing(photographs: Path,
     assert stamps == {path: path.stat().st_mtime_ns for path in Path("outputs/mine/shards").iterdir()}
     np.testing.assert_array_equal(again["relu2_1"][:], run["relu2_1"][:])
     # As it was before: a program's own logging is its own.
-    assert (logging.getLogger("pipeline").level, logging.getLogger("pipeline").propagate) == (level, propagates)
+    assert (LOGGER.level, LOGGER.propagate) == (level, propagates)
 
 
 def test_the_stored_options_are_those_that_the_command_stores(photographs: Path) -> None:
@@ -131,13 +132,18 @@ def test_after_ctrl_c_the_process_goes_on_and_the_run_too(photographs: Path) -> 
     assert len(open_run("outputs/whole")) == 40
 
 
-def test_a_run_frees_the_network_of_the_one_before(photographs: Path, thin_weights: Callable[..., Any]) -> None:
+def test_a_run_frees_the_network_of_the_one_before(
+    photographs: Path, thin_weights: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.network.vgg import Network
 
+    networks, prepare = weakref.WeakSet[Network](), Network.__post_init__
+    monkeypatch.setattr(Network, "__hash__", object.__hash__)
+    monkeypatch.setattr(Network, "__post_init__", lambda network: (networks.add(network), prepare(network)))
     gc.disable()
     try:
         for name in "abc":
             extract_features(photographs, "relu1_1", size=32, weights="random", quiet=True, backend="tensorflow", name=name)
-        assert sum(type(each) is Network for each in gc.get_objects()) == 1
+        assert len(networks) == 1
     finally:
         gc.enable()
