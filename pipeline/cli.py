@@ -84,6 +84,11 @@ def start(module: str, work: Callable[[Any], object], *, when_stopped: str) -> N
     except BrokenPipeError:
         # The reader of the pipe, `head` for instance, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        # Before a job it is a setting of Hydra's own that is wrong; in one it is the program, or what launched it.
+        if alone or is_several:
+            raise
+        fail(wrong_override(str(error) or type(error).__name__, kind))
     signals.ignore()
 
 
