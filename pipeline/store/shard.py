@@ -358,8 +358,9 @@ class ShardFile(io.RawIOBase):
             dataset.id.write_direct_chunk(offset, data)
             self._awaited = None
             # HDF5 hands a ready chunk through from where it is, and need not wait until it is written.
-            ((place, _),) = self._chunks[count:]
-        self._write_at(data, place)
+            places = self._chunks[count:]
+        for place, _ in places:
+            self._write_at(data, place)
 
     def write_rest(self) -> None:
         """Write what lies between the chunks, HDF5 having closed the file; an ``OSError`` if the disk refuses."""
