@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import all_layers, bare_network, overlap, reading, training, whole_job
+from . import all_layers, bare_network, overlap, training, whole_job
 from .machine import describe_machine
 from .table import Bench, Line, format_table
 
@@ -22,7 +22,6 @@ ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "reductions": whole_job.measure_reductions,
     "overlap": overlap.measure,
     "training": training.measure,
-    "loader": reading.measure,
     "reference": all_layers.measure,
 }
 # Take many minutes: run with --slow or by name alone.

@@ -15,8 +15,7 @@ from pipeline.machine import usable_cores
 
 from . import rivals
 from .photographs import make_photographs
-from .reading import make_loader
-from .rivals import BATCHES, SIDE_PX, best_batch, relative_difference, seeded_weights
+from .rivals import BATCHES, MEAN_PIXEL, SIDE_PX, best_batch, relative_difference, seeded_weights
 from .sides import in_process, measure_sides, missing
 from .table import Bench, Line
 
@@ -54,7 +53,15 @@ def make_inputs(folder: Path) -> Path:
 
 
 def _write_inputs(photographs: Path, path: Path) -> None:
-    np.save(path, np.concatenate([batch.images for batch in make_loader(photographs, resize=True)]))
+    from pipeline.images.folder import list_folder
+    from pipeline.images.loader import ImageLoader
+    from pipeline.images.resize import ResizeSpec, resize_on_host
+
+    manifest, spec = list_folder(photographs), ResizeSpec((SIDE_PX, SIDE_PX), "squash", "bilinear")
+    prepare = partial(resize_on_host, spec=spec, mean_pixel=np.array(MEAN_PIXEL, np.float32))
+    settings: dict[str, Any] = {"batch_size": OWN_BATCH, "workers": usable_cores(), "size_px": spec.size_px}
+    loader = ImageLoader(manifest, np.arange(len(manifest)), **settings, prepare=prepare)
+    np.save(path, np.concatenate([batch.images for batch in loader]))
 
 
 def ours(path: Path, layers: Sequence[str], features: Path, batch: int = OWN_BATCH) -> Made:

@@ -48,11 +48,6 @@ def h5py_rows(run: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float
     return {"version": h5py.__version__}, _passing(lambda: _rows(dataset), sorted(run.rglob("shard*.h5")) if cold else [])
 
 
-def memory_map(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
-    """NumPy's memory map, likewise; mapped anew each turn, since pages that are mapped are not dropped."""
-    return {}, _passing(lambda: _rows(np.load(path, mmap_mode="r")), [path] if cold else [])
-
-
 def lance_rows(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[], float]]:
     """Lance's ``take`` of the rows of each batch, by its own threads."""
     import lance
@@ -76,32 +71,29 @@ def webdataset_rows(path: Path, cold: bool) -> tuple[dict[str, Any], Callable[[]
     return {"version": webdataset.__version__}, _passing(lambda: (len(rows) for (rows,) in dataset), [path] if cold else [])
 
 
-def write_map(run: Path, path: Path) -> None:
-    """Writes the rows of a run as one array."""
-    from pipeline import open_run
-
-    np.save(path, open_run(run).to_numpy(LAYER))
-
-
-def write_lance(array: Path, path: Path) -> None:
-    """Writes the rows of an array as Lance stores vectors."""
+def write_lance(run: Path, path: Path) -> None:
+    """Writes the rows of a run as Lance stores vectors."""
     import lance
     import pyarrow
 
-    rows = np.load(array, mmap_mode="r")
+    from pipeline import open_run
+
+    rows = open_run(run).to_numpy(LAYER)
     kind = pyarrow.list_(pyarrow.float32(), int(rows[0].size))
     batches = (pyarrow.record_batch({"row": pyarrow.FixedSizeListArray.from_arrays(row.ravel(), type=kind)}) for row in rows)
     schema = pyarrow.schema([("row", kind)])
     lance.write_dataset(pyarrow.RecordBatchReader.from_batches(schema, batches), path)
 
 
-def write_webdataset(array: Path, path: Path) -> None:
-    """Writes the rows of an array as a tar file of .npy files."""
+def write_webdataset(run: Path, path: Path) -> None:
+    """Writes the rows of a run as a tar file of .npy files."""
     import webdataset
 
+    from pipeline import open_run
+
     with webdataset.TarWriter(str(path)) as tar:
-        for number, row in enumerate(np.load(array, mmap_mode="r")):
-            tar.write({"__key__": f"{number:06}", "npy": np.asarray(row)})
+        for number, row in enumerate(open_run(run)[LAYER]):
+            tar.write({"__key__": f"{number:06}", "npy": row})
 
 
 # Rival -> its package, what copies the rows for it, what is measured.
@@ -113,19 +105,15 @@ COPIES: dict[str, tuple[str, Callable[[Path, Path], None], Callable[..., Any]]] 
 
 def measure(bench: Bench) -> Iterator[Line]:
     """192 rows of relu4_1 read in batches of 32, shuffled, rows a second: from disk and from memory."""
-    run, array = bench.folder / "training/gzip", bench.folder / "training/all.npy"
+    run = bench.folder / "training/gzip"
     run_ours(run, f"data.dir={make_photographs(bench.folder / 'for training', ROWS)}", f"layers=[{LAYER}]")
-    in_process(write_map, run, array)
-    rivals: dict[str, Callable[[bool], Any]] = {
-        "h5py, the same file": partial(h5py_rows, run),
-        ".npy memory map, uncompressed": partial(memory_map, array),
-    }
+    rivals: dict[str, Callable[[bool], Any]] = {"h5py, the same file": partial(h5py_rows, run)}
     for name, (package, copy, read) in COPIES.items():
         if missing([package]):
             yield Line(f"features shuffled: {name}", notes="not installed: `make bench` does so")
             continue
         path = bench.folder / f"training/rows.{package}"
-        in_process(copy, array, path)
+        in_process(copy, run, path)
         rivals[name] = partial(read, path)
     for cold in (True, False):
         sides = {name: partial(prepare, cold) for name, prepare in {"ours": partial(ours, run), **rivals}.items()}
