@@ -61,7 +61,7 @@ def at_engine(part: str) -> None:
 
 Item = TypeVar("Item")
 EVERYTHING = (*CHANGING, *OTHERS)
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.ENOLCK, errno.ENOMEM)
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE, errno.EFBIG, errno.ENOLCK, errno.ENOMEM)
 
 
 @contextmanager
@@ -368,8 +368,13 @@ def spread(states: Sequence[Item], count: int) -> list[Item]:
     return [states[int(number * len(states) / count)] for number in range(count)] if count < len(states) else [*states]
 
 
-def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bool) -> None:
-    """Cuts the power so often, of these times so often after it has been cut already."""
+# 3,000 in all; an index is written in few operations.
+@pytest.mark.parametrize("kinds_first", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "many"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_goes_on_to_the_same_bits_after_a_power_cut(tmp_path: Path, name: str, kinds_first: bool) -> None:
+    trials = Trials(Place(tmp_path), name, seed=int(kinds_first))
+    # So many cuts, of these so many after the power has been cut already.
+    count, second = (420, 200) if kinds_first else (25, 5)
     states = trials.power_cuts(count - second, kinds_first=kinds_first)
     for where, tree in states:
         trials.go_on(where, tree)
@@ -379,14 +384,6 @@ def cut_again_and_again(trials: Trials, count: int, second: int, kinds_first: bo
             break
         for then, after in trials.power_cuts(min(20, count - len(trials.seen)), tree):
             trials.go_on(f"{where}, then {then}", after)
-
-
-# 3,000 in all; an index is written in few operations.
-@pytest.mark.parametrize("kinds_first", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "many"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_run_goes_on_to_the_same_bits_after_a_power_cut(tmp_path: Path, name: str, kinds_first: bool) -> None:
-    trials = Trials(Place(tmp_path), name, seed=int(kinds_first))
-    cut_again_and_again(trials, *((420, 200) if kinds_first else (25, 5)), kinds_first)
     assert len(trials.seen) >= (25 if not kinds_first else 250 if name == "index" else 400)
 
 
@@ -403,23 +400,15 @@ def refusals(trials: Trials) -> list[tuple[str, int, int]]:
     return [(kind, draw.choice(numbers), error) for kind, numbers in kinds.items() for error in ERRORS]
 
 
-def refuse_each(trials: Trials, given: Sequence[tuple[str, int, int]]) -> None:
-    failures = []
-    for operation, number, error in given:
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("run", 20), *(pytest.param(name, 10_000, marks=pytest.mark.slow) for name in COMMANDS if name != "parts at once")],
+)
+def test_a_refusal_of_the_system_is_one_line_and_the_run_goes_on(tmp_path: Path, name: str, count: int) -> None:
+    trials, failures = Trials(Place(tmp_path), name), []
+    for operation, number, error in spread(refusals(trials), count):
         try:
             trials.assert_refused(Refusal(number, error))
         except Exception as failure:
             failures.append(f"{errno.errorcode[error]} at {operation}, number {number}: {failure!r}"[:1000])
     assert not failures, "\n".join(failures)
-
-
-def test_a_refusal_of_the_system_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
-    trials = Trials(Place(tmp_path), "run")
-    refuse_each(trials, spread(refusals(trials), 20))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "parts at once"])
-def test_any_refusal_of_the_system_is_one_line_and_the_run_goes_on(tmp_path: Path, name: str) -> None:
-    trials = Trials(Place(tmp_path), name)
-    refuse_each(trials, refusals(trials))

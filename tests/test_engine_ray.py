@@ -163,7 +163,7 @@ def test_what_killed_workers_and_a_node_that_goes_were_at_is_made_again(
 
 @pytest.mark.slow
 @needs_proc
-def test_without_a_node_a_run_says_so_and_goes_on_when_one_comes(
+def test_without_a_node_a_run_says_so_and_nodes_that_come_get_tasks(
     tmp_path: Path, images: Path, undisturbed: Path, cluster: Any
 ) -> None:
     node = cluster.add_node()
@@ -171,26 +171,9 @@ def test_without_a_node_a_run_says_so_and_goes_on_when_one_comes(
     running.wait_for_shards(2)
     cluster.remove_node(node, allow_graceful=False)
     wait_for("the line", lambda: "no node is left" in (running.run / "run.log").read_text(encoding="utf-8"))
-    cluster.add_node()
-    assert running.end() == 0, running.said
-    assert_whole(tmp_path / "outputs/run", undisturbed)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_a_node_that_comes_gets_tasks(tmp_path: Path, images: Path, undisturbed: Path, cluster: Any) -> None:
-    cluster.add_node()
-    running = Running(images, tmp_path, f"engine.address={cluster.address}")
-    running.wait_for_shards(1)
-    # The run would be over before the other has loaded TensorFlow.
-    first = running.a_worker()
-    os.kill(first, signal.SIGSTOP)
-    cluster.add_node()
-    try:
-        running.wait_for_shards(15)
-        assert len(workers()) == 2
-    finally:
-        os.kill(first, signal.SIGCONT)
+    for _ in range(2):
+        cluster.add_node()
+    wait_for("a task on each node", lambda: len(workers()) == 2)
     assert running.end() == 0, running.said
     assert "engine: workers: 1, " in running.said
     assert_whole(tmp_path / "outputs/run", undisturbed)

@@ -72,8 +72,13 @@ def test_the_name_of_a_job_tells_what_is_swept() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_parts_through_a_launcher_make_the_run_that_one_process_makes(images: Path, tmp_path: Path, launcher: str) -> None:
+def test_parts_through_a_launcher_fail_in_one_line_and_make_the_run_of_one_process(
+    images: Path, tmp_path: Path, launcher: str
+) -> None:
     require(launcher)
+    failed = call("-m", "data.dir=nowhere", "part=1/2,2/2", f"hydra/launcher={launcher}", cwd=tmp_path)
+    assert (failed.returncode, "Traceback" in failed.stderr) == (1, False), failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: data.dir: no such folder, got '")
     options = [f"data.dir={images}", *OPTIONS, "runtime.workers=1"]
     alone = call(*options, "output.dir=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
@@ -93,16 +98,6 @@ def test_parts_through_a_launcher_make_the_run_that_one_process_makes(images: Pa
             (folder / name).unlink(missing_ok=True)
     # The options are the same but for the folder, which is told apart on purpose.
     assert_same_run(run, tmp_path / "alone/run", but=["@config"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_failed_part_is_one_line_whatever_launches_it(tmp_path: Path, launcher: str) -> None:
-    require(launcher)
-    failed = call("-m", "data.dir=nowhere", "part=1/2,2/2", f"hydra/launcher={launcher}", cwd=tmp_path)
-    assert failed.returncode == 1
-    assert "Traceback" not in failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith("error: data.dir: no such folder, got '")
 
 
 @pytest.mark.slow

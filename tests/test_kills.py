@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows n
 IMAGES = 40
 SHARDS = 20
 OPTIONS = ["network.weights=random", "data.size=32", "layers=[relu1_1]", "output.images_per_shard=2", "batch_size=2", "name=run"]
-Call = Callable[[Path, Moment | None], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +55,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def in_store(tmp_path: Path) -> Call:
-    """Runs the store alone, in ``<folder>/outputs/run``."""
-    return lambda folder, moment: call_python(tmp_path, ["-m", "tests.killed_runs", "outputs/run"], folder, moment)
-
-
-@pytest.fixture
-def real(tmp_path: Path, images: Path) -> Call:
-    """Runs the command."""
-    arguments = ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS]
-    return lambda folder, moment: call_python(tmp_path, arguments, folder, moment)
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
@@ -79,18 +65,23 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = call_python(folder, ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS], folder)
+    ended = call_python(folder, real(images), folder)
     assert ended.returncode == 0, ended.stderr
     assert list(temporary_folder(folder).iterdir()) == []
     return folder / "outputs/run"
 
 
-def stop_and_go_on(folder: Path, call: Call, moments: Sequence[Moment], expected: Path) -> None:
+def real(images: Path) -> list[str]:
+    """Gives the arguments of Python that run the command."""
+    return ["-m", "pipeline.run", f"data.dir={images}", *OPTIONS]
+
+
+def stop_and_go_on(folder: Path, arguments: Sequence[str], moments: Sequence[Moment], expected: Path) -> None:
     """Runs, is stopped at one moment after the other, goes on each time, and is let go to the end."""
     run = folder / "outputs/run"
     kept: dict[str, tuple[int, int]] = {}
     for moment in moments:
-        ended = call(folder, moment)
+        ended = call_python(folder, arguments, folder, moment)
         assert (ended.returncode, "Traceback" in ended.stderr) == (moment.exit_code, False), (str(moment), ended.stderr)
         if moment.in_order:
             assert partial_files(run) == [], moment
@@ -98,7 +89,7 @@ def stop_and_go_on(folder: Path, call: Call, moments: Sequence[Moment], expected
         found = finished_shards(run)
         assert found.items() >= kept.items(), f"{moment}: a finished shard was written again"
         kept = found
-    ended = call(folder, None)
+    ended = call_python(folder, arguments, folder)
     assert ended.returncode == 0, ended.stderr
     assert finished_shards(run).items() >= kept.items()
     assert partial_files(run) == []
@@ -123,10 +114,8 @@ SHARD = "shards/shard-*"
     ],
     ids=["shards", "index", "shards and index", "digests"],
 )
-def test_a_store_that_is_killed_goes_on_to_the_same_bits(
-    moments: Sequence[Moment], in_store: Call, stored: Path, tmp_path: Path
-) -> None:
-    stop_and_go_on(tmp_path, in_store, moments, stored)
+def test_a_store_that_is_killed_goes_on_to_the_same_bits(moments: Sequence[Moment], stored: Path, tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path, ["-m", "tests.killed_runs", "outputs/run"], moments, stored)
 
 
 @pytest.mark.slow
@@ -172,9 +161,9 @@ def test_a_store_that_is_killed_goes_on_to_the_same_bits(
     ids=["start", "shards", "signals while writing", "signals while naming", "index", "report"],
 )
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
-    moments: Sequence[Moment], real: Call, undisturbed: Path, tmp_path: Path
+    moments: Sequence[Moment], images: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    stop_and_go_on(tmp_path, real, moments, undisturbed)
+    stop_and_go_on(tmp_path, real(images), moments, undisturbed)
     report = json.loads((tmp_path / "outputs/run/report.json").read_text())
     assert (report["rows"], report["failed"]) == (IMAGES, 5)
     assert "</html>" in (tmp_path / "outputs/run/report.html").read_text()
@@ -266,26 +255,10 @@ def test_a_second_run_is_refused_while_the_first_lives_and_needs_no_tidying_when
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts of Linux")
 
 
-def on_disk(
-    images: Path, folder: Path, *more: str, limit_bytes: int | None = None, before: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command, with a limit to the size of files, or after a line of shell in a namespace of its own."""
-    program = command(f"data.dir={images}", *OPTIONS, *more)
-    if limit_bytes is not None:
-        program = ["prlimit", f"--fsize={limit_bytes}", *program]
-    if before:
-        program = ["unshare", "--map-root-user", "--mount", "sh", "-ec", *before, "sh", *program]
-    return finish(program, folder)
-
-
-def assert_refused(ended: subprocess.CompletedProcess[str], words: str, run: Path) -> None:
-    lines = ended.stderr.splitlines()
-    assert ended.returncode == 1, ended.stderr
-    assert [line for line in lines if line.startswith("error:")] == lines[-1:], ended.stderr
-    assert words in lines[-1]
-    assert "Traceback" not in ended.stderr
-    assert "ignored" not in ended.stderr
-    assert partial_files(run) == []
+def on_disk(images: Path, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Runs lines of shell, whose arguments are the command, in a namespace of their own."""
+    program = command(f"data.dir={images}", *OPTIONS)
+    return finish(["unshare", "--map-root-user", "--mount", "sh", "-ec", script, "sh", *program], folder)
 
 
 def can_mount() -> bool:
@@ -297,45 +270,6 @@ def can_mount() -> bool:
 
 
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="this system lets this user mount nothing, not even for itself")
-
-
-@linux
-@pytest.mark.slow
-def test_files_that_may_not_grow_stop_the_run_and_more_room_lets_it_go_on(
-    images: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "outputs/run"
-    sizes = [path.stat().st_size for path in sorted((undisturbed / "shards").iterdir())]
-    # The manifest, options, shards, index and report are written in this order; each limit lets one more through.
-    list_bytes, config_bytes = ((undisturbed / name).stat().st_size for name in ("manifest.jsonl.gz", "config.yaml"))
-    assert_refused(
-        on_disk(images, tmp_path, limit_bytes=list_bytes - 1), "manifest.jsonl.gz: it cannot be written, got EFBIG", run
-    )
-    if config_bytes > list_bytes:
-        assert_refused(
-            on_disk(images, tmp_path, limit_bytes=config_bytes - 1), "config.yaml: it cannot be written, got EFBIG", run
-        )
-    assert finished_shards(run) == {}
-    limit_bytes = max(sizes[:5])
-    assert max(sizes[8:]) > limit_bytes
-    ended = on_disk(images, tmp_path, limit_bytes=limit_bytes)
-    assert_refused(ended, ".h5.partial: it cannot be written, got EFBIG ", run)
-    kept = finished_shards(run)
-    assert 0 < len(kept) < SHARDS
-    assert on_disk(images, tmp_path).returncode == 0
-    # The line of a report that is gone is taken out before it is written again, in a file that has a line for each shard.
-    for name, limit_bytes, refused in (
-        ("features.h5", (run / "features.h5").stat().st_size - 1, "features.h5: it cannot be written, got EFBIG"),
-        ("report.json", 500, "SHA256SUMS: it cannot be written, got EFBIG"),
-    ):
-        digests = (run / "SHA256SUMS").read_bytes()
-        (run / name).unlink()
-        assert_refused(on_disk(images, tmp_path, limit_bytes=limit_bytes), refused, run)
-        assert not (run / name).exists()
-        assert name == "features.h5" or (run / "SHA256SUMS").read_bytes() == digests
-        assert on_disk(images, tmp_path).returncode == 0
-    assert finished_shards(run).items() >= kept.items()
-    assert_same_run(run, undisturbed)
 
 
 @linux
@@ -354,7 +288,7 @@ def test_a_full_disk_stops_the_run_and_more_room_lets_it_go_on(images: Path, und
         "$@" output.dir=disk
         cp -a disk/run finished
     """
-    ended = on_disk(images, tmp_path, before=[script])
+    ended = on_disk(images, tmp_path, script)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     line = next(line for line in ended.stderr.splitlines() if line.startswith("error:"))
@@ -381,8 +315,14 @@ def test_a_folder_that_becomes_read_only_is_refused_and_left_as_it_is(images: Pa
     (run / "features.h5").unlink()
     (run / "shards/shard-00007-of-00020.h5").unlink()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    ended = on_disk(images, tmp_path, before=['mount --bind outputs outputs; mount -o remount,bind,ro outputs; exec "$@"'])
-    assert_refused(ended, "it cannot be written, got EROFS", run)
+    ended = on_disk(images, tmp_path, 'mount --bind outputs outputs; mount -o remount,bind,ro outputs; exec "$@"')
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 1, ended.stderr
+    assert [line for line in lines if line.startswith("error:")] == lines[-1:], ended.stderr
+    assert "it cannot be written, got EROFS" in lines[-1]
+    assert "Traceback" not in ended.stderr
+    assert "ignored" not in ended.stderr
+    assert partial_files(run) == []
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    assert on_disk(images, tmp_path).returncode == 0
+    assert finish(command(f"data.dir={images}", *OPTIONS), tmp_path).returncode == 0
     assert_same_run(run, undisturbed)
