@@ -7,20 +7,12 @@ from pathlib import Path
 import h5py
 
 from pipeline.store.digests import Digests
-from pipeline.store.disk import file_digest
 
 
 def flip(path: Path, place: int, bits: int = 0x10) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= bits
     path.write_bytes(content)
-
-
-def place_of(path: Path, text: bytes) -> int:
-    """Return where the middle of a text lies that the file has once."""
-    content = path.read_bytes()
-    assert content.count(text) == 1, (path, text, content.count(text))
-    return content.index(text) + len(text) // 2
 
 
 def chunk_place(path: Path, layer: str, row: int) -> int:
@@ -32,14 +24,6 @@ def chunk_place(path: Path, layer: str, row: int) -> int:
         else:
             info = node.id.get_chunk_info_by_coord((row - row % node.chunks[0], 0, 0, 0))
     return int(info.byte_offset + info.size // 2)
-
-
-def accept(folder: Path, *names: str) -> None:
-    """Give these files lines that agree with them as they are now, so that only their content tells."""
-    for name in names:
-        digests = Digests(folder)
-        digests.drop([name])
-        digests.add(name, file_digest(folder / name))
 
 
 def write_companions(folder: Path) -> None:

@@ -36,10 +36,11 @@ def make_spec(
     identity: Mapping[str, str] | None = None,
     metadata: Mapping[str, tuple[str, ...]] | None = None,
     keys: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> RunSpec:
     shapes = {"conv1_1": (5, 4, 3), "relu4_1": (80, 80, 3)} if shapes is None else shapes
     keys = keys or [f"folder{i % 3}/image é{i}.jpg" for i in range(rows)]
-    labels, sizes = tuple(key.rpartition("/")[0] for key in keys), np.full(rows, 1234, np.int64)
+    labels, sizes = tuple(labels or (key.rpartition("/")[0] for key in keys)), np.full(rows, 1234, np.int64)
     digest = digest_images(keys, labels, sizes, metadata or {})
     manifest = Manifest("/data", tuple(keys), labels, sizes, {}, metadata or {}, {}, digest)
     return RunSpec(

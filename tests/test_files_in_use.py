@@ -21,7 +21,7 @@ from pipeline.errors import StoreError
 from pipeline.index import index_run
 from pipeline.show import overview
 from pipeline.store import tables
-from pipeline.store.damage import NO_LOCKS, DamagedError, UnreadableError, damaged, system_errno
+from pipeline.store.damage import DamagedError, UnreadableError, damaged
 from pipeline.store.run_folder import open_folder
 from pipeline.store.verification import check_in_child
 from pipeline.verify import verify
@@ -37,9 +37,8 @@ _HOLD = "import h5py, sys; file = h5py.File(sys.argv[1], 'a'); print('open', flu
 @contextmanager
 def held_open(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Have another process hold a file open for writing, as a notebook does; HDF5 marks the file meanwhile, in one byte."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    command = [sys.executable, "-c", _HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
         yield other
@@ -96,12 +95,8 @@ def test_a_file_that_another_program_has_open_is_named_and_kept(
     with held_open(folder / name):
         before = bytes_of(folder)
         for action in actions(name):
-            with pytest.raises(UnreadableError) as caught:
+            with pytest.raises(UnreadableError, match=f"^{line}. Expected no writer. Close it there"):
                 action(folder)
-            assert (
-                str(caught.value)
-                == f"{line}. Expected no writer. Close it there, then run the command again. It is kept as it is."
-            )
         with pytest.raises(StoreError) as refused:
             verify(folder, repair=True)
         assert bytes_of(folder) == before
@@ -136,9 +131,7 @@ def test_a_file_that_a_killed_writer_has_marked_is_kept(folder: Path) -> None:
         other.kill()
     before = bytes_of(folder)
     for action in ("resume", "replace"):
-        with pytest.raises(
-            UnreadableError, match="in use by another program, got the mark of a writer, which may have been killed"
-        ):
+        with pytest.raises(UnreadableError, match="in use by another program, got the mark of a writer"):
             ACTIONS[action](folder)
     with pytest.raises(StoreError, match=r"1 file in use or unreadable"):
         verify(folder, repair=True)
@@ -185,11 +178,10 @@ def test_a_file_that_the_system_does_not_let_us_read_is_named_and_kept(
     assert bytes_of(folder) == before
 
 
-@pytest.mark.parametrize("number", sorted(NO_LOCKS)[:2])
 def test_a_file_system_without_locks_is_read_without_and_that_is_said_once(
-    whole: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    whole: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = h5py.File
+    file, number = h5py.File, errno.ENOLCK
 
     class Unlocked(file):  # type: ignore[misc]
         def __init__(self, source: Any, mode: str, *, locking: bool = True) -> None:
@@ -206,13 +198,10 @@ def test_a_file_system_without_locks_is_read_without_and_that_is_said_once(
 
 def test_what_h5py_raises_is_told_apart_by_the_error_number_and_not_by_its_class(tmp_path: Path) -> None:
     """Where HDF5 could not look up a name, h5py raises a KeyError or a RuntimeError, and the number is in the message alone."""
-    path = tmp_path / "shard.h5"
-    refused = (
-        "Unable to synchronously open object (file read failed: time = Sat, errno = 5, error message = 'Input/output error')"
-    )
+    refused = "Unable to synchronously open object (file read failed: time = Sat, errno = 5, error message = '...')"
     for error in (KeyError(refused), RuntimeError(refused), OSError(5, refused)):
-        assert system_errno(error) == errno.EIO
-        assert "got Input/output error (EIO)" in str(damaged(path, "layer relu4_1", error))
-        assert isinstance(damaged(path, "layer relu4_1", error), UnreadableError)
+        said = damaged(tmp_path / "shard.h5", "layer relu4_1", error)
+        assert isinstance(said, UnreadableError)
+        assert "got Input/output error (EIO)" in str(said)
     for wrong in (OSError("truncated file: eof = 8"), KeyError("bad symbol table node signature"), ValueError("no chunk")):
-        assert isinstance(damaged(path, "layer relu4_1", wrong), DamagedError)
+        assert isinstance(damaged(tmp_path / "shard.h5", "layer relu4_1", wrong), DamagedError)

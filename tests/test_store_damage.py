@@ -39,7 +39,7 @@ def change(path: Path, edit: Callable[[h5py.File], object]) -> None:
 @pytest.mark.parametrize(("layer", "compression"), [("conv1_1", "gzip"), ("relu4_1", "none")])
 def test_a_damaged_chunk_names_shard_layer_and_row(tmp_path: Path, compression: str, layer: str) -> None:
     values = write_run(tmp_path, make_spec(compression=compression))
-    path = tmp_path / "shards/shard-00001-of-00003.h5"
+    path = tmp_path / SHARD
     flip(path, chunk_place(path, layer, 2))
     run = open_run(tmp_path)
     errors = {}
@@ -71,7 +71,7 @@ def test_a_row_that_was_never_stored_is_not_taken_for_nan(copy: Path) -> None:
 
 def test_a_missing_shard_is_an_error_not_nan(copy: Path) -> None:
     run = open_run(copy)
-    path = copy / "shards/shard-00001-of-00003.h5"
+    path = copy / SHARD
     path.unlink()
     np.testing.assert_array_equal(run["conv1_1"][0], run["conv1_1"][0])
     with pytest.raises(StoreError, match=r"shard-00001-of-00003\.h5: the file is missing, got No such file or directory"):
@@ -82,16 +82,13 @@ def test_a_missing_shard_is_an_error_not_nan(copy: Path) -> None:
 
 def test_reader_refuses_a_shard_of_another_run(copy: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "other", make_spec(identity={"seed": "2"}))
-    name = "shards/shard-00001-of-00003.h5"
-    shutil.copy(tmp_path / "other" / name, copy / name)
+    shutil.copy(tmp_path / "other" / SHARD, copy / SHARD)
     run = open_run(copy)
     assert np.isfinite(run["conv1_1"][0]).all()
-    digests = [opened.attributes["run_digest"][:12] for opened in (open_run(tmp_path / "other"), run)]
-    with pytest.raises(
-        StoreError, match=f"a file of another run, got run digest {digests[0]}. Expected {digests[1]}. Put the run"
-    ):
+    found, expected = (opened.attributes["run_digest"][:12] for opened in (open_run(tmp_path / "other"), run))
+    with pytest.raises(StoreError, match=f"a file of another run, got run digest {found}. Expected {expected}. Put the run"):
         run["conv1_1"][5]
-    shutil.copy(copy / "shards/shard-00000-of-00003.h5", copy / name)
+    shutil.copy(copy / "shards/shard-00000-of-00003.h5", copy / SHARD)
     with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 0 to 3\. Expected 4 to 7"):
         open_run(copy)["conv1_1"][5]
 

@@ -28,11 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_native_run(tmp_path_factory.mktemp("native"))
-
-
 @pytest.fixture
 def values() -> dict[str, NDArray[np.float32]]:
     """What ``folder`` holds: layer -> (10, h, w, c)."""
@@ -85,10 +80,7 @@ def test_a_wrong_index_is_one_line(folder: Path, wanted: Any) -> None:
     with pytest.raises(StoreError) as raised:
         open_run(folder)["relu4_1"][wanted]
     assert isinstance(raised.value, IndexError)
-    assert str(raised.value) == (
-        f"layer relu4_1: no such rows, got {wanted!r}. Expected a row from -10 to 9, a list of such, a slice, or a mask of 10 "
-        "booleans. Of a key: run.row(key)."
-    )
+    assert str(raised.value).startswith(f"layer relu4_1: no such rows, got {wanted!r}. Expected a row from -10 to 9, ")
 
 
 def test_a_layer_is_iterated_and_made_an_array(folder: Path, values: dict[str, NDArray[np.float32]]) -> None:
@@ -99,22 +91,21 @@ def test_a_layer_is_iterated_and_made_an_array(folder: Path, values: dict[str, N
     assert np.asarray(layer, np.float64).dtype == np.float64
 
 
-def test_native_size_is_indexed_alike(native_folder: Path) -> None:
+def test_native_size_is_indexed_alike(tmp_path: Path) -> None:
     expected = make_values(make_spec(6, {"relu4_1": None}), NATIVE_SIZES)["relu4_1"]
-    layer = open_run(native_folder)["relu4_1"]
+    layer = open_run(write_native_run(tmp_path))["relu4_1"]
     assert layer.shape == (6, None, None, 3)
-    assert "6 x native x native x 3  float32" in repr(open_run(native_folder))
+    assert "6 x native x native x 3  float32" in repr(open_run(tmp_path))
     np.testing.assert_array_equal(layer[-1], expected[5])
     assert layer[4].flags.writeable
     assert [read.shape for read in layer[[5, 0]]] == [(8, 4, 3), (3, 9, 3)]
     np.testing.assert_array_equal(layer[2:5, 1][1], expected[3][1])
-    assert layer[1].shape == (1, 1, 3)
-    assert layer[1].dtype == np.float32
+    assert (layer[1].shape, layer[1].dtype) == ((1, 1, 3), np.float32)
     assert np.isnan(layer[1]).all()
     assert [read.shape[:2] for read in layer] == [(1, 1) if i == 1 else NATIVE_SIZES[i] for i in range(6)]
     with pytest.raises(StoreError, match="no array, got images of native size"):
         np.asarray(layer)
-    np.testing.assert_array_equal(open_run(native_folder / "shards/shard-00001-of-00002.h5")["relu4_1"][1], expected[5])
+    np.testing.assert_array_equal(open_run(tmp_path / "shards/shard-00001-of-00002.h5")["relu4_1"][1], expected[5])
 
 
 def test_the_table_of_images_has_the_columns_of_the_format_and_the_list(folder: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipeline import open_run
 from pipeline.errors import OptionError, StoreError
@@ -46,11 +45,6 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return open_run(write_native_run(tmp_path_factory.mktemp("native")))
 
 
-def all_of(batches: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    features, labels = zip(*batches, strict=True)
-    return np.concatenate(features), np.concatenate(labels)
-
-
 def rows_of(batches: Any, run: Run) -> list[int]:
     """Return the rows of the run that batches or columns hold, told by their label: the width of the image is 400 + row."""
     labels = (batch[None] if isinstance(batch, dict) else batch[1] for batch in batches)
@@ -60,15 +54,13 @@ def rows_of(batches: Any, run: Run) -> list[int]:
 @pytest.mark.parametrize("layer", SHAPES)
 def test_batches_have_all_good_rows_in_order(run: Run, layer: str) -> None:
     batches = run.batches(layer, 7, label="label")
+    features, labels = zip(*batches, strict=True)
+    assert [*map(len, features)] == [*map(len, labels)] == [7, 7, 7, 7, 7, 3]
     assert len(batches) == 6
-    sizes = [len(features) for features, _ in batches]
-    assert sizes == [7, 7, 7, 7, 7, 3]
-    features, labels = all_of(batches)
-    np.testing.assert_array_equal(features, run[layer][OK_ROWS])
-    assert features.dtype == np.float16
+    np.testing.assert_array_equal(np.concatenate(features), run[layer][OK_ROWS])
+    assert (features[0].dtype, labels[0].dtype) == (np.float16, np.int64)
     assert batches.examples.classes == ("folder0", "folder1", "folder2")
-    assert labels.dtype == np.int64
-    assert labels.tolist() == [row % 3 for row in OK_ROWS]
+    assert np.concatenate(labels).tolist() == [row % 3 for row in OK_ROWS]
 
 
 @pytest.mark.parametrize("layer", SHAPES)

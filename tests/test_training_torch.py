@@ -15,17 +15,11 @@ from pipeline.store.reader import Run
 from .stored_runs import NATIVE_SIZES, write_native_run
 from .test_training_batches import OK_ROWS, SHAPES, folder, run
 
-try:
-    import torch
-    from torch.utils.data import DataLoader
-except ImportError:
-    torch = None
-
 __all__ = ["folder", "run"]  # fixtures
 
-needs_torch = pytest.mark.skipif(
-    torch is None, reason="PyTorch is not installed (pip install torch): run.torch_dataset is NOT tested"
-)
+NOT_THERE = "PyTorch is not installed (pip install torch): run.torch_dataset is NOT tested"
+torch = pytest.importorskip("torch", reason=NOT_THERE, exc_type=ImportError)
+DataLoader = pytest.importorskip("torch.utils.data", reason=NOT_THERE).DataLoader
 # Python 3.12 and later warn of any fork in a process that has threads; the next lines are about just that.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -34,7 +28,6 @@ def rows_of(widths: Any) -> list[int]:
     return [int(width) - 400 for batch in widths for width in batch]
 
 
-@needs_torch
 def test_items_are_tensors_with_labels(run: Run) -> None:
     dataset = run.torch_dataset("large", label="label")
     assert (len(dataset), dataset.classes, dataset.rows.tolist()) == (38, ("folder0", "folder1", "folder2"), OK_ROWS)
@@ -50,7 +43,6 @@ def test_items_are_tensors_with_labels(run: Run) -> None:
         np.testing.assert_array_equal(items[1][0][layer].numpy(), run[layer][6])
 
 
-@needs_torch
 @forks
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("layer", SHAPES)
@@ -76,7 +68,6 @@ def test_a_loader_shuffles_rows_with_and_without_workers(run: Run, workers: int,
     assert epochs[0] != epochs[1]
 
 
-@needs_torch
 @pytest.mark.slow  # each worker loads PyTorch anew
 def test_spawned_workers_open_the_run_for_themselves(run: Run) -> None:
     dataset = run.torch_dataset("large", label="width")
@@ -84,7 +75,6 @@ def test_spawned_workers_open_the_run_for_themselves(run: Run) -> None:
     assert rows_of(widths for _, widths in loader) == OK_ROWS
 
 
-@needs_torch
 def test_a_stream_gives_whole_batches_in_another_order_each_epoch(run: Run) -> None:
     for layer in SHAPES:
         dataset = run.torch_dataset(layer, label="width", shuffle=True, batch_size=8, seed=1)
@@ -103,7 +93,6 @@ def test_a_stream_gives_whole_batches_in_another_order_each_epoch(run: Run) -> N
     assert len(run.torch_dataset("large", batch_size=8, drop_last=True)) == 4
 
 
-@needs_torch
 @forks
 def test_a_stream_refuses_workers(run: Run) -> None:
     loader = DataLoader(
@@ -113,7 +102,6 @@ def test_a_stream_refuses_workers(run: Run) -> None:
         list(loader)
 
 
-@needs_torch
 def test_images_of_native_size_come_one_by_one(tmp_path: Path) -> None:
     run = open_run(write_native_run(tmp_path))
     for dataset in (run.torch_dataset("relu4_1", label="width"), run.torch_dataset("relu4_1", label="width", shuffle=True)):

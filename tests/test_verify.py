@@ -19,7 +19,8 @@ from pipeline.verify import verify as verify_run
 
 from .damage import chunk_place, flip, write_companions
 from .processes import call_here, command, start
-from .stored_runs import NATIVE_SIZES, make_spec, make_values, write_run
+from .stored_runs import make_spec, make_values, write_run
+from .test_store_damage import RUNS
 from .test_store_folder import files_in, stored_values
 from .test_store_verification import SHARDS
 
@@ -101,14 +102,10 @@ def test_an_interrupt_ends_the_check_at_once_with_exit_code_130(copy: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["small", "native size", "not compressed"])
+@pytest.mark.parametrize("kind", RUNS)
 def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> None:
-    spec = {
-        "small": make_spec(10, {"conv1_1": (5, 4, 3), "relu4_1": (12, 12, 3)}),
-        "native size": make_spec(6, {"relu4_1": None, "b": None}, images_per_shard=4),
-        "not compressed": make_spec(10, dtype="float16", compression="none"),
-    }[kind]
-    write_run(tmp_path, spec, failed=[1], values=make_values(spec, NATIVE_SIZES if kind == "native size" else None))
+    spec, native = RUNS[kind]
+    write_run(tmp_path, spec, failed=[1], values=make_values(spec, native))
     write_companions(tmp_path)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock")
     sizes = [path.stat().st_size for path in files]
@@ -131,7 +128,7 @@ def test_whatever_byte_changes_is_found_and_named(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_repair_and_resume_mend_whatever_byte_has_changed(tmp_path: Path) -> None:
-    spec, dice = make_spec(10, {"conv1_1": (5, 4, 3), "relu4_1": (12, 12, 3)}), random.Random(7)
+    spec, dice = RUNS["small"][0], random.Random(7)
     write_run(tmp_path / "whole", spec, failed=[3])
     expected = stored_values(tmp_path / "whole")
     for number in range(40):
