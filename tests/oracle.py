@@ -16,13 +16,6 @@ Array = NDArray[np.float64]
 # Convolutions in each block; then fully connected layers.
 BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
-PILLOW_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 def convolve(values: Array, kernel: NDArray[np.float32], bias: NDArray[np.float32], padding: int) -> Array:
     """Convolves (h, w, cin) with (kh, kw, cin, cout), by definition: one product for each position in the kernel."""
@@ -90,7 +83,7 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: st
     for channel in range(3):
         plane = Image.fromarray(pixels[..., channel].astype(np.float32))
         for size in (between, (width, height)):
-            values = np.asarray(plane.resize(size, PILLOW_FILTERS[interpolation]))
+            values = np.asarray(plane.resize(size, Image.Resampling[interpolation.upper()]))
             plane = Image.fromarray(np.clip(values, 0.0, 255.0))
         channels.append(np.asarray(plane, np.float64))
     return np.stack(channels, axis=-1)
@@ -98,7 +91,8 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, interpolation: st
 
 def by_pillow(pixels: NDArray[np.uint8], height: int, width: int, interpolation: str) -> Array:
     """Gives Pillow's own bytes."""
-    return np.asarray(Image.fromarray(pixels).resize((width, height), PILLOW_FILTERS[interpolation]), np.float64)
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling[interpolation.upper()])
+    return np.asarray(resized, np.float64)
 
 
 def relative_error(found: NDArray[np.floating], expected: Array) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
 import re
 import shutil
@@ -27,13 +26,9 @@ from pipeline.config import check_options
 from pipeline.errors import DeviceMemoryError, OptionError
 from pipeline.extract import say_device
 from pipeline.network import device
-from pipeline.network.architectures import VggTable
 from pipeline.network.vgg import DeviceFunctions, Network, Segment
 from pipeline.progress import log_to_terminal
-from pipeline.ray_engine import plan_tasks
 from pipeline.records import Batch, Device, Gpu, ImageStatus
-from pipeline.sharding import plan_images_per_shard, plan_shards
-from pipeline.store import format
 from pipeline.store.format import DEVICE_ATTRIBUTES
 
 from .oracle import relative_error
@@ -43,6 +38,7 @@ from .test_device_functions import SETTINGS, features_of
 from .test_resize import noise, write_images
 
 CPU = Device("/CPU:0", "cpu", 8)
+GPU = Device("/GPU:0", "gpu", 128, gpu=Gpu("", 0, 1, 20 << 30, 80 << 30, "", ""))
 
 
 @pytest.fixture
@@ -119,18 +115,10 @@ def test_a_driver_without_a_gpu_that_tensorflow_sees_is_a_warning_with_the_way_o
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(("layers", "batch_size", "slots"), [(["relu4_1"], 128, 8), (["relu?_1"], 128, 2), (["relu4_1"], 32, 1)])
-def test_of_the_rows_that_gpus_compute_in_tasks_95_percent_are_asked_for(layers: list[str], batch_size: int, slots: int) -> None:
-    features = VggTable("vgg19", "same").plan(VggTable("vgg19").resolve(layers), (224, 224))
-    rows = plan_images_per_shard(format.row_bytes(features, "float32"), 10_000, 1)
-    chosen = replace(CPU, kind="gpu", batch_size=batch_size, gpu=Gpu("", 0, 1, 0, 0, "", ""))
-    computed = 0
-    for task in plan_tasks(plan_shards((10_000,), rows), slots, batch_size):
-        asked = sum(shard.rows for shard in task)
-        step = chosen.step_rows(asked)
-        assert step <= batch_size
-        computed += -(-asked // step) * step
-    assert 10_000 / computed >= 0.95
+def test_the_steps_of_a_gpu_are_as_full_as_can_be() -> None:
+    steps = [GPU.step_rows(rows) for rows in (0, 100, 128, 167, 1_000)]
+    assert steps == [128, 100, 128, 84, 125]
+    assert CPU.step_rows(9) == 8
 
 
 @pytest.mark.skipif(device.DRIVER.exists() or shutil.which("nvidia-smi") is not None, reason="there is a driver here")
@@ -223,11 +211,8 @@ def test_at_native_size_images_of_one_size_that_follow_one_another_share_a_step(
     monkeypatch.setattr(Network, "__call__", limited)
     joined = extract_features(tmp_path / "images", name="joined", batch_size=4, **options)
     assert steps == ([4, 1, 2, 2, 1] if most > 4 else [4, 2, 2, 1, 2, 2, 1])
-    assert (
-        joined.images["error"].tolist()
-        == alone.images["error"].tolist()
-        == [""] * 7 + ["empty: the file has no bytes"] + [""] * 3
-    )
+    expected = ["" if size else "empty: the file has no bytes" for size in sizes]
+    assert joined.images["error"].tolist() == alone.images["error"].tolist() == expected
     for layer in alone.layers:
         for row, size in enumerate(sizes):
             if size:
@@ -236,13 +221,10 @@ def test_at_native_size_images_of_one_size_that_follow_one_another_share_a_step(
 
 def test_at_native_size_a_step_holds_what_fits_as_at_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available_bytes", lambda: 64 << 30)
-    gpu = Device("/GPU:0", "gpu", 128, gpu=Gpu("", 0, 1, 20 << 30, 80 << 30, "", ""))
-    for size_px in ((224, 224), (375, 500), (3000, 4000)):
-        expected, _ = device.plan_batches(device.image_bytes(size_px, math.prod(size_px) * 32), (20 << 30, 64 << 30), None)
-        assert device.native_rows(gpu, 32.0, *size_px) == expected
-    assert expected == 1
-    assert device.native_rows(replace(gpu, batch_size=16), 32.0, 64, 64) == 16
-    assert [device.native_rows(CPU, 32.0, *size_px) for size_px in ((224, 224), (1000, 1000), (3000, 4000))] == [8, 3, 1]
+    sizes = (224, 224), (1000, 1000), (3000, 4000)
+    assert [device.native_rows(GPU, 32.0, *size_px) for size_px in sizes] == [75, 3, 1]
+    assert device.native_rows(replace(GPU, batch_size=16), 32.0, 64, 64) == 16
+    assert [device.native_rows(CPU, 32.0, *size_px) for size_px in sizes] == [8, 3, 1]
 
 
 def small_batch(rows: int) -> Batch:

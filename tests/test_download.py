@@ -16,6 +16,8 @@ from pipeline.network.weights import download_file
 
 CONTENT = bytes(range(256)) * 4000
 KNOWN = KnownFile("vgg19", "keras", False, "vgg19/some.h5", len(CONTENT), hashlib.md5(CONTENT).hexdigest())
+# When the test of a server that does not answer is over.
+RELEASED = threading.Event()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -25,7 +27,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         if kind == "silent":
-            self.server.released.wait(10)
+            RELEASED.wait(10)
             return
         self.send_response(200)
         if kind != "unsized":
@@ -37,22 +39,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Server(http.server.ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.released = threading.Event()
-
-
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    server = Server()
+    RELEASED.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
-    server.released.set()
+    RELEASED.set()
     server.shutdown()
     thread.join()
     server.server_close()

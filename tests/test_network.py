@@ -76,16 +76,6 @@ def test_odd_sides_are_pooled_as_told(pooling: str, padding: str, backend: str, 
     assert max(errors.values()) < TOLERANCE, errors
 
 
-def test_kernels_are_used_as_stored(thin_weights: Any) -> None:
-    """One bright pixel: what lies right of it shows the kernel's left column, what lies below it the upper row."""
-    weights, image = thin_weights(), np.zeros((1, 9, 9, 3), np.float32)
-    image[0, 4, 4, 0] = 1.0
-    kernel = weights.kernels["conv1_1"]
-    stored = run(weights, ["conv1_1"], image)["conv1_1"][0]
-    np.testing.assert_allclose(stored[4, 5], kernel[1, 0, 0], rtol=1e-6)
-    np.testing.assert_allclose(stored[5, 4], kernel[0, 1, 0], rtol=1e-6)
-
-
 @pytest.mark.slow
 def test_features_of_every_photograph_agree_with_the_oracle_up_to_the_classifier(photographs: Path, random_weights: Any) -> None:
     weights = random_weights("vgg19", classifier=True)

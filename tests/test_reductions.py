@@ -91,14 +91,8 @@ def test_no_bit_depends_on_batches_threads_parts_or_a_second_run(
 def test_averages_made_while_a_layer_is_computed_are_those_of_its_stored_map(
     size: Any, folder: Path, thin_weights: Callable[..., Any], tmp_path: Path
 ) -> None:
-    chains = {
-        "conv1_1": "avg",
-        "relu1_1": "avg:l2",
-        "relu1_2": "avg",
-        "pool1": "avg",
-        "conv2_1": "avg:gaussian",
-        "relu2_2": "avg",
-    }
+    plain = dict.fromkeys(("conv1_1", "relu1_2", "pool1", "relu2_2"), "avg")
+    chains = plain | {"relu1_1": "avg:l2", "conv2_1": "avg:gaussian"}
     words = [*(f"{layer}:{chain}" for layer, chain in chains.items()), "relu3_1:avg"]
     settings = SETTINGS | {"size": size, "gaussian_n_components": 7}
     if size is None:

@@ -21,15 +21,8 @@ __all__ = ["few_channels"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and time of a process are limited on Linux")
 
 # Seed -> how many mutations of it in the slow test.
-COUNTS = {
-    "old.mat": 500,
-    "new.mat": 100,
-    "pre11.mat": 300,
-    "keras2.h5": 1500,
-    "gzip.h5": 1000,
-    "latest.h5": 1500,
-    "torch.safetensors": 1500,
-}
+COUNTS = {"old.mat": 500, "new.mat": 100, "pre11.mat": 300}
+COUNTS |= dict.fromkeys(("keras2.h5", "gzip.h5", "latest.h5", "torch.safetensors"), 1500)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +62,18 @@ def test_a_file_that_is_cut_or_not_all_written_is_refused(seeds: Path, name: str
             assert "truncated" in message or "damaged" in message
 
 
-def check(seed: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        *((name, 20) for name in ("old.mat", "keras2.h5", "torch.safetensors")),
+        *(pytest.param(*seed, marks=pytest.mark.slow) for seed in COUNTS.items()),
+    ],
+)
+def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str, count: int) -> None:
     outcomes: Counter[str] = Counter()
     first = 0
     while first < count:
-        words = command(str(seed), str(first), str(count), module="tests.weight_fuzzer")
+        words = command(str(seeds / name), str(first), str(count), module="tests.weight_fuzzer")
         done = finish(words, timeout_seconds=1800, OPENBLAS_NUM_THREADS="1")
         lines = done.stdout.splitlines()
         assert lines, done.stderr
@@ -81,19 +81,8 @@ def check(seed: Path, count: int) -> None:
         outcomes.update((*line.split(maxsplit=2), "died")[1] for line in lines)
         assert [line for line in lines if "wrong" in line.split()[1:2]] == []
         first = int(lines[-1].split()[0]) + 1
-    print(f"{seed.name}: {dict(outcomes)}")
+    print(f"{name}: {dict(outcomes)}")
     assert outcomes["loaded"] + outcomes["refused"] + outcomes["died"] == count
     assert outcomes["refused"] > 0
     # HDF5 1.14 crashes on one in 300 spoilt files of its newest form, which Keras does not write.
-    assert outcomes["died"] <= (count / 100 if seed.name == "latest.h5" else 0)
-
-
-@pytest.mark.parametrize("name", ["old.mat", "keras2.h5", "torch.safetensors"])
-def test_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
-    check(seeds / name, 20)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COUNTS)
-def test_thousands_of_spoilt_weight_files_are_read_or_refused(seeds: Path, name: str) -> None:
-    check(seeds / name, COUNTS[name])
+    assert outcomes["died"] <= (count / 100 if name == "latest.h5" else 0)

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NetworkError
 from pipeline.network.architectures import VggTable
-from pipeline.network.host_reductions import on_host
 from pipeline.network.winograd import prepare_segments
 from pipeline.network.winograd.codegen import Processor, host_processor
 from pipeline.network.winograd.convolution import Convolution, Pass, Pooling, Strip, prepare_convolution
 from pipeline.network.winograd.engine import MemoryPool, Segment, Workers
 from pipeline.network.winograd.kernels import compile_kernels
-from pipeline.records import Reduction
 
 from . import oracle
 
@@ -141,34 +139,6 @@ def test_no_layer_depends_on_the_batch_or_the_threads(
     for segments, step in [(one, 7), (three, 4), (three, 7), (one, 3)]:
         for name, rows in features(segments, step).items():
             np.testing.assert_array_equal(rows, expected[name], err_msg=name)
-
-
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_means_of_layers_on_the_way_are_those_of_the_maps(padding: str, thin_weights: Any) -> None:
-    weights = replace(thin_weights("vgg19"), pool_padding=padding)
-    wanted = VggTable("vgg19").resolve([f"block{number}" for number in range(1, 6)])
-    settings: dict[str, Any] = {"pooling": "max", "threads": 2}
-    *on_the_way, last = [layer.name for layer in wanted]
-    mean = on_host(Reduction("avg"), 0, None)
-    for images in (60 * draw((5, 37, 34, 3), 0), 60 * draw((1, 75, 64, 3), 0)):
-        expected, values = {}, images
-        for name, segment in prepare_segments(weights, wanted, **settings).items():
-            values = segment(values)
-            expected[name] = [mean(one) for one in np.asarray(values)]
-        # Half of them, then all: whether ReLUs are added up apart from their convolutions must not matter.
-        for averaged in (on_the_way[::2], on_the_way):
-            found: dict[str, dict[int, Any]] = {name: {} for name in averaged}
-
-            def done(row: int, values: Any, means: Any, found: dict[str, dict[int, Any]] = found) -> None:
-                assert means.keys() == found.keys()
-                for name, one in means.items():
-                    found[name][row] = one[0, 0]
-
-            segments = prepare_segments(weights, wanted[-1:], **settings, averaged=averaged)
-            assert list(segments) == [last]
-            segments[last](images, done).wait()
-            for name, rows in found.items():
-                np.testing.assert_array_equal([rows[row] for row in range(len(images))], expected[name], err_msg=name)
 
 
 def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: Workers) -> None:

@@ -101,6 +101,7 @@ class Loader:
         self.lines: list[str] = []
         monkeypatch.setattr(weights, "FOLDER", self.folder)
         monkeypatch.setenv("KERAS_HOME", str(self.keras_home))
+        monkeypatch.setenv("TORCH_HOME", str(root / "torch"))
         for family in known_weights.BASE_URLS:
             monkeypatch.setitem(known_weights.BASE_URLS, family, f"http://127.0.0.1:9/{family}")
 

@@ -26,8 +26,7 @@ from .weight_files import shrink_networks
 MEMORY_BYTES = 1 << 30
 SECONDS = 20.0
 # What stands in the place of a length, a size, an offset or a type.
-_ODD_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-_UNDEFINED = 0xFFFFFFFFFFFFFFFF
+_ODD_NUMBERS = (0, 1, 2, 7, 8, 15, 16, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 
 def main(seed: Path, first: int, stop: int) -> None:
@@ -115,8 +114,6 @@ def _lie(content: bytes, random: np.random.Generator) -> bytes:
     number = int(random.choice(np.array(_ODD_NUMBERS, dtype=np.uint64)))
     if random.random() < 0.4:
         number = int.from_bytes(content[place : place + size], "little") + int(random.integers(-9, 10))
-    elif size == 8 and random.random() < 0.3:
-        number = _UNDEFINED
     return content[:place] + (number % (1 << 8 * size)).to_bytes(size, "little") + content[place + size :]
 
 
