@@ -15,7 +15,6 @@ from pipeline.cli import literal_arguments
 from pipeline.errors import ImageError, StoreError
 from pipeline.images.reading import read_image
 from pipeline.plot import find_image, input_picture
-from pipeline.store.reader import Run
 
 from .processes import composed
 
@@ -55,24 +54,19 @@ def test_features_are_the_same_bit_for_bit_from_wherever_the_images_come(
     assert by_tar.images["tar"].tolist() == ["s-0.tar"] * 3 + ["s-1.tar"] * 4
     assert by_tar.attributes["data_source"] == "tar"
     assert "data_source" not in by_folder.attributes
-    look_again(by_tar, photographs, keys)
-
-
-def look_again(run: Run, photographs: Path, keys: list[str]) -> None:
-    """What draws an input finds it in its tar file again, and says where it is not."""
+    # What draws an input finds it in its tar file again, and says where it is not.
     for row, key in enumerate(keys):
-        assert read_image(find_image(run, row)) == (photographs / key).read_bytes()
-    seen = input_picture(run, 5)
-    assert seen.shape == (32, 32, 3)
-    page = (run.path.parent / "report.html").read_text()
+        assert read_image(find_image(by_tar, row)) == (photographs / key).read_bytes()
+    assert input_picture(by_tar, 5).shape == (32, 32, 3)
+    page = (by_tar.path.parent / "report.html").read_text()
     assert "no picture" not in page
     assert page.count("data:image/png") == 6
     Path("shards/s-1.tar").unlink()
     with pytest.raises(ImageError, match="missing: file not found"):
-        input_picture(run, 5)
+        input_picture(by_tar, 5)
     Path("shards/s-1.tar").write_bytes(b"x" * 999)
     with pytest.raises(ImageError, match="it is no tar file"):
-        input_picture(run, 5)
+        input_picture(by_tar, 5)
 
 
 def test_images_of_a_set_are_not_looked_for_and_that_is_said() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def touch(root: Path, *names: str) -> None:
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * len(name))
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """Gives the line by which a source of images is refused: option, what is wrong, what was found, what was expected."""
+    with pytest.raises((DatasetError, OptionError)) as error:
+        read()
+    message = str(error.value)
+    assert message.isprintable()
+    assert re.match(r"data\.\w+: .+, got .+\. Expected .+\. \w", message), message
+    return message
 
 
 def test_a_folder_is_listed_by_key_with_sizes_and_first_folders_as_labels(tmp_path: Path) -> None:

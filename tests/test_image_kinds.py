@@ -22,6 +22,7 @@ from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 
 from .bad_images import encode, error_of, picture, png_of, tiff, whole_files
+from .test_decode import on_white
 
 CASES = Path(__file__).parent / "image_cases"
 HEIGHT, WIDTH = 40, 56
@@ -32,12 +33,7 @@ BYTES = np.rint(VALUES * 255).astype(np.uint8)
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 # What the files in image_cases show.
 RAMPS = np.stack([ROWS * 5, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=2)
-SEPARATE, WHITE_IS_ZERO, RGB, PALETTE, LAB = 2, 0, 2, 3, 8
-
-
-def on_white(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.uint8]:
-    alpha = alpha[..., None] / 255.0
-    return np.floor(colour * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+SEPARATE, WHITE_IS_ZERO, RGB, PALETTE = 2, 0, 2, 3
 
 
 def grey(values: NDArray[Any]) -> NDArray[Any]:
@@ -68,7 +64,7 @@ def test_planes_of_16_bits_one_after_the_other(order: str, compression: int, cou
     if count == 4:
         options["extra"] = 2
     data = tiff(planes, order, compression=compression, **options)
-    assert_shows(data, BYTES[..., :3] if count == 3 else on_white(BYTES[..., :3], BYTES[..., 3]), 2)
+    assert_shows(data, BYTES[..., :3] if count == 3 else on_white(BYTES), 2)
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
@@ -89,7 +85,6 @@ def test_a_palette_of_a_tiff_has_16_bits() -> None:
     [
         ([VALUES[..., :3].astype("<f4").tobytes()], {"bits": (32,) * 3, "samples": 3, "photometric": RGB, "format": (3,) * 3},
          "TIFF: unknown pixel mode"),
-        ([BYTES.tobytes() * 2], {"bits": (32, 32), "samples": 2}, "TIFF: unknown pixel mode"),
         ([BYTES[..., 0].tobytes()], {"compression": 34934}, "TIFF: compression 34934"),
         ([b"RIFF\0\0\0\0WEBP"], {"compression": 50001}, "TIFF compressed by WebP"),
         ([BYTES[..., 0].tobytes()], {"format": 2}, "TIFF of signed 8-bit samples"),
@@ -97,10 +92,7 @@ def test_a_palette_of_a_tiff_has_16_bits() -> None:
         ([bytes(HEIGHT * WIDTH * 2)], {"bits": 16, "photometric": WHITE_IS_ZERO}, "TIFF of 16 bits whose zero is white"),
         ([bytes(HEIGHT * WIDTH * 4)], {"bits": 32, "format": 3}, "grey of 32 bits, or with a sign"),
         ([bytes(HEIGHT * WIDTH * 4)], {"bits": 32, "format": 2}, "grey of 32 bits, or with a sign"),
-        ([bytes(HEIGHT * WIDTH * 2)], {"bits": 16, "format": 2}, "grey of 32 bits, or with a sign"),
         ([BYTES[..., 0].tobytes()], {"photometric": PALETTE, "colours": (*range(256),) * 3}, "TIFF with a palette of 8 bits"),
-        ([BYTES[..., 0].tobytes()] * 3, {"bits": (8,) * 3, "samples": 3, "photometric": LAB, "planar": SEPARATE},
-         "TIFF of 3 separate planes in mode LAB"),
         ([BYTES[..., 0].tobytes()] * 2, {"bits": (8, 8), "samples": 2, "extra": 2, "planar": SEPARATE},
          "TIFF of 2 separate planes in mode LA"),
     ],
@@ -152,6 +144,9 @@ def png(values: NDArray[Any], bits: int, colour: int, *chunks: tuple[bytes, byte
 def test_a_transparent_grey_is_compared_as_it_is_stored(bits: int) -> None:
     values = np.rint(VALUES[..., 0] * (2**bits - 1)).astype(int)
     key = int(values[5, 5])
+    if bits == 16:
+        # Another colour, though the same one of 8 bits.
+        values[0, 0] = key + 1
     expected = np.where(values == key, 255, np.rint(values * 255 / (2**bits - 1)))
     assert_shows(png(values, bits, 0, (b"tRNS", struct.pack(">H", key))), grey(expected))
 
@@ -164,12 +159,8 @@ def test_a_transparent_colour_that_pillow_compares_amiss_is_unsupported(bits: in
     assert text == f"unsupported: PNG with a transparent colour of {bits} bits a channel"
 
 
-def compressed_text(keyword: bytes, size: int) -> tuple[bytes, bytes]:
-    return b"zTXt", keyword + b"\0\0" + zlib.compress(np.random.default_rng(0).integers(97, 123, size, np.uint8).tobytes())
-
-
 METADATA = {
-    "a long text": compressed_text(b"Comment", 1_600_000),
+    "a long text": (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_600_000))),
     "a long international text": (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(1_600_000))),
     "a long profile": (b"iCCP", b"icc\0\0" + zlib.compress(bytes(1_600_000))),
 }
@@ -211,9 +202,7 @@ def test_of_the_opacity_of_a_targa_only_8_bits_are_sure(kind: int, bits: int, de
     if words:
         assert error_of(header + colours.tobytes() + bytes(768)) == f"unsupported: {words}"
     else:
-        assert_shows(
-            header + colours.tobytes(), on_white(BYTES[..., :3], BYTES[..., 3] if bits == 32 else np.full((HEIGHT, WIDTH), 255))
-        )
+        assert_shows(header + colours.tobytes(), on_white(BYTES) if bits == 32 else BYTES[..., :3])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +228,6 @@ def test_rare_codings_of_jpeg_are_read_or_called_unsupported(name: str, text: st
 @pytest.mark.parametrize(
     ("begin", "kind"),
     [
-        (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", "HEIC, HEIF or a video"),
         (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC, HEIF or a video"),
         (b"\xff\x0a\x09\x0c", "JPEG XL"),
         (b"8BPS\0\1", "Photoshop document"),
@@ -265,8 +253,6 @@ def test_what_is_damaged_is_not_called_unsupported() -> None:
 
 
 LIBTIFF = "corrupt: the data are damaged, or not all there"
-
-
 WHOLE = {name: content for name, _, content in whole_files()} | {
     "plain PPM": b"P3 4 4 9 " + b"7 " * 48,
     "PGM of 16 bits": b"P5 4 4 65535 " + bytes(range(32)),

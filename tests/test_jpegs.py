@@ -16,22 +16,15 @@ from PIL import Image
 from pipeline.images import decode
 from pipeline.images.decode import decode_image
 
-from .bad_images import encode, error_of
+from .bad_images import encode, error_of, picture
 from .test_decode import as_pillow
 
 CASES = Path(__file__).parent / "image_cases"
 END = b"\xff\xd9"
 
 
-def picture(height: int, width: int, seed: int, kind: str) -> Image.Image:
-    draw = np.random.default_rng(seed)
-    if kind == "noise":
-        values = draw.integers(0, 256, (height, width, 3))
-    elif kind == "extreme":
-        values = draw.integers(0, 2, (height, width, 3)) * 255
-    else:
-        waves = np.sin(np.arange(width) * draw.uniform(0, 0.3)) + np.cos(np.arange(height) * draw.uniform(0, 0.3))[:, None]
-        values = (waves[..., None] * draw.uniform(20, 60, 3) + 128 + draw.normal(0, 4, (height, width, 3))).clip(0, 255)
+def noise(height: int, width: int, seed: int, levels: int = 256) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, levels, (height, width, 3)) * (255 // (levels - 1))
     return Image.fromarray(values.astype(np.uint8))
 
 
@@ -42,8 +35,9 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
 @st.composite
 def encoded(draw: st.DrawFn) -> bytes:
     """A file of any options that an encoder has."""
-    kind = draw(st.sampled_from(["noise", "extreme", "waves"]))
-    image = picture(draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 1000)), kind)
+    height, width, seed = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 1000))
+    levels = draw(st.sampled_from([0, 2, 256]))
+    image = noise(height, width, seed, levels) if levels else picture(seed, height, width)
     options: dict[str, Any] = {"quality": draw(st.integers(1, 100)), "optimize": draw(st.booleans())}
     options["progressive"] = draw(st.booleans())
     options |= draw(st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]))
@@ -76,7 +70,7 @@ def test_the_pixels_are_those_of_pillow(data: bytes) -> None:
 
 
 def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
-    data = jpeg(picture(101, 203, 0, "waves"))
+    data = jpeg(picture(0, 101, 203))
     for ratio, sides in ((2, (51, 102)), (4, (26, 51)), (8, (13, 26))):
         with Image.open(io.BytesIO(data)) as drafted:
             drafted.draft("RGB", (203 // ratio, 101 // ratio))
@@ -89,10 +83,10 @@ def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_half_a_file_with_an_end_is_not_a_picture(mode: str, options: dict[str, Any]) -> None:
-    data = jpeg(picture(120, 160, 1, "waves").convert(mode), **options)
+    data = jpeg(picture(1, 120, 160).convert(mode), **options)
     exif = Image.Exif()
     exif[0x0112] = 6
-    camera = jpeg(picture(120, 160, 1, "waves").convert(mode), exif=exif, **options)
+    camera = jpeg(picture(1, 120, 160).convert(mode), exif=exif, **options)
     # As a power cut leaves it, too: of its full size, or longer, but never written to the end.
     for half in (data[: len(data) // 2], camera[: len(camera) // 2]):
         for end in (END, bytes(len(data) - len(half)), bytes(9 * len(data))):
@@ -100,7 +94,7 @@ def test_half_a_file_with_an_end_is_not_a_picture(mode: str, options: dict[str, 
 
 
 def test_a_restart_that_is_left_out_is_corrupt() -> None:
-    data = jpeg(picture(64, 64, 3, "waves"), restart_marker_blocks=4)
+    data = jpeg(picture(3, 64, 64), restart_marker_blocks=4)
     first, second = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")
     assert error_of(data[:first] + data[second:]).startswith("corrupt: found marker 0xd2 instead of RST1")
     assert error_of(data[:first] + data[first + 2 :]).startswith("corrupt: ")
@@ -108,13 +102,13 @@ def test_a_restart_that_is_left_out_is_corrupt() -> None:
 
 
 def test_a_file_that_only_pillow_takes_has_its_pixels_or_is_truncated() -> None:
-    for data in ((CASES / "odd-sampling.jpg").read_bytes(), jpeg(picture(40, 56, 1, "noise")).replace(b"JFIF\0\1", b"JFIF\0\7")):
+    for data in ((CASES / "odd-sampling.jpg").read_bytes(), jpeg(noise(40, 56, 1)).replace(b"JFIF\0\1", b"JFIF\0\7")):
         np.testing.assert_array_equal(decode_image(data)[0], as_pillow(data))
         assert error_of(data[:-100]).startswith("truncated: ")
 
 
 def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
-    data = jpeg(picture(33, 47, 4, "waves"))
+    data = jpeg(picture(4, 33, 47))
     expected = as_pillow(data)
     frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
     other_frame = b"\xff\xc0\0\x11\x08\0\x01\0\x01\3\1\x11\0\2\x11\0\3\x11\0"
@@ -125,7 +119,7 @@ def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
         data[:scan] + b"\0\0" + data[scan:],
         data[:-2] + b"\0\0\0" + END,
         data + b"\xff\xda" * 300,
-        data + jpeg(picture(9, 9, 1, "noise")),
+        data + jpeg(noise(9, 9, 1)),
     ):
         pixels, size_px = decode_image(changed)
         assert size_px == (33, 47)
@@ -135,7 +129,7 @@ def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
 def test_a_small_copy_before_the_orientation_does_not_hide_it() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data, small = jpeg(picture(40, 56, 0, "waves"), exif=exif), jpeg(picture(8, 8, 0, "waves"))
+    data, small = jpeg(picture(0), exif=exif), jpeg(picture(0, 8, 8))
     place = data.index(b"\xff\xe1")
     changed = data[:place] + b"\xff\xed" + (len(small) + 2).to_bytes(2, "big") + small + data[place:]
     np.testing.assert_array_equal(decode_image(changed)[0], as_pillow(data))
@@ -146,6 +140,6 @@ def test_a_plain_file_is_not_opened_by_pillow(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(decode, "_open", None)
     told: list[int] = []
     for mode in ("RGB", "L", "CMYK"):
-        data = jpeg(picture(40, 56, 0, "waves").convert(mode), icc_profile=bytes(300))
+        data = jpeg(picture(0).convert(mode), icc_profile=bytes(300))
         assert decode_image(data, admit=told.append)[1] == (40, 56)
     assert told == [2240] * 3

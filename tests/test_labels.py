@@ -78,7 +78,6 @@ def test_classes_of_digits_come_first_as_numbers_and_others_as_texts(tmp_path: P
     ("texts", "numbers"),
     [
         (["0", "11", "-3"], [0, 11, -3]),
-        (["0.5", "1"], [0.5, 1.0]),
         (["", ".5", "1e-3", "nan", "-inf"], [np.nan, 0.5, 1e-3, np.nan, -np.inf]),
         (["", "3"], [np.nan, 3.0]),
         (["007", "1"], None),

@@ -11,7 +11,7 @@ from pipeline.errors import DatasetError
 from pipeline.images.lists import read_list, refuse_all_missing
 from pipeline.records import Manifest
 
-from .test_folder import touch
+from .test_folder import refusal, touch
 from .test_loader import errors_of
 
 
@@ -99,12 +99,8 @@ BAD_LISTS: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize("case", BAD_LISTS)
 def test_a_list_that_is_none_is_one_short_line(tmp_path: Path, case: str) -> None:
     content, words = BAD_LISTS[case]
-    with pytest.raises(DatasetError) as error:
-        listed(tmp_path, content, "list.csv")
-    message = str(error.value)
+    message = refusal(lambda: listed(tmp_path, content, "list.csv"))
     assert message.startswith(f"data.list: {words}"), message
-    assert re.search(r", got .+\. Expected .+\. \w", message)
-    assert message.isprintable()
     assert len(message) < 1500
 
 

@@ -121,25 +121,20 @@ def test_a_canvas_is_zero_beside_its_images(tmp_path: Path) -> None:
 
 
 def test_what_an_image_is_refused_for_is_its_status_and_what_goes_wrong_otherwise_stops_the_run(tmp_path: Path) -> None:
+    problems: dict[int, Exception] = {21: ImageError("too small: 21 px"), 22: MemoryError()}
+
     def refuse(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if image.shape[0] == 21:
-            raise ImageError("too small: 21 px")
-        if image.shape[0] == 22:
-            raise MemoryError
+        if image.shape[0] in problems:
+            raise problems[image.shape[0]]
         return image
 
     manifest = folder_of(tmp_path, 4)
     (batch,) = load(manifest, prepare=refuse)
     assert [status.error for status in batch.statuses] == ["", "too small: 21 px", "out of memory: the image does not fit", ""]
     assert batch.sizes_px[:, 0].tolist() == [20, 0, 0, 23]
-
-    def fail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if image.shape[0] == 22:
-            raise ZeroDivisionError("by zero")
-        return image
-
+    problems[22] = ZeroDivisionError("by zero")
     with pytest.raises(ZeroDivisionError, match=r"^by zero$"):
-        load(manifest, prepare=fail, batch_size=1)
+        load(manifest, prepare=refuse, batch_size=1)
 
 
 def test_images_of_one_size_lie_in_one_array_of_their_batch(tmp_path: Path) -> None:

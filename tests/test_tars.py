@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 from PIL import Image
 
 from pipeline.config import tar_folder
-from pipeline.errors import DatasetError
 from pipeline.images import tar as tars
 from pipeline.images.reading import read_image
 from pipeline.images.tar import list_tars
@@ -26,13 +24,13 @@ from pipeline.job import changed_rows
 from pipeline.records import Manifest, digest_images
 from pipeline.sharding import ShardSpec
 
+from .bad_images import encode
+from .test_folder import refusal
 from .test_loader import errors_of
 
 
 def png(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 3 + number), (number, 0, 255)).save(file, "png")
-    return file.getvalue()
+    return encode(Image.new("RGB", (4, 3 + number), (number, 0, 255)), "PNG")
 
 
 def write_tar(path: Path, members: Mapping[str, bytes] | list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> None:
@@ -58,12 +56,7 @@ def listed(*names: str | Path) -> Manifest:
 
 def refused(*names: str | Path) -> str:
     texts = [str(name) for name in names]
-    with pytest.raises(DatasetError) as error:
-        list_tars(texts, tar_folder(texts), lambda line: None)
-    message = str(error.value)
-    assert "\n" not in message
-    assert re.match(r"data\.tar: .+, got .+\. Expected .+\. \w", message), message
-    return message
+    return refusal(lambda: list_tars(texts, tar_folder(texts), lambda line: None))
 
 
 def contents(manifest: Manifest) -> list[bytes]:
@@ -193,13 +186,8 @@ def header(name: str = "x.png", **fields: bytes) -> bytes:
 
 END = bytes(1024)
 BAD_TARS = {
-    "empty": (b"", "it is no tar file, or compressed (empty file)"),
     "gzip": (b"\x1f\x8b\x08" + bytes(600), "it is no tar file, or compressed"),
     "negative size": (header(size=b"\xff" * 12) + END, "it ends at byte 1536, its member 'x.png' at 511"),
-    "huge size": (
-        header(size=b"\x80\0\0\0\x7f" + b"\xff" * 7) + END,
-        f"it ends at byte 1536, its member 'x.png' at {2**63 + 511}",
-    ),
     "cut off in an image": (header(size=b"00000001000\0") + b"x" * 100, "it ends at byte 612, its member 'x.png' at 1024"),
     "cut off in a header": (header() + header()[:200], "it is damaged or cut off: there is no whole header"),
     "rubbish after an image": (header() + b"\1" * 512 + END, "it is damaged or cut off: there is no whole header"),
