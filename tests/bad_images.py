@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 
+CASES = Path(__file__).parent / "image_cases"
 OK, FAILED, EITHER, NO_ROW = "ok", "failed", "either", "no row"
 ORIENTATION = 0x0112
 
@@ -78,6 +79,12 @@ def picture(number: int, height: int = 40, width: int = 56) -> Image.Image:
     waves = [np.sin(rows / (3 + number % 7)) + np.cos(columns / (4 + colour)) for colour in range(3)]
     noise = np.random.default_rng(number).normal(0, 0.2, (height, width, 3))
     return Image.fromarray(np.clip((np.dstack(waves) + noise) * 50 + 120, 0, 255).astype(np.uint8))
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
 
 
 def encode(image: Image.Image, file_format: str, mode: str = "", **options: Any) -> bytes:
@@ -235,9 +242,7 @@ def _bombs(folder: Path) -> Iterator[Case]:
 
 def _exif(folder: Path) -> Iterator[Case]:
     for value in (0, 6, 9, 65535):
-        exif = Image.Exif()
-        exif[ORIENTATION] = value
-        yield put(folder, f"exif/orientation-{value}.jpg", encode(picture(3), "JPEG", exif=exif))
+        yield put(folder, f"exif/orientation-{value}.jpg", encode(picture(3), "JPEG", exif=turned(value)))
     endless = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000)
     endless += b"".join(struct.pack(">HHII", 1000 + tag, 1, 60_000, 0) for tag in range(5000))
     for name, block in {

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ from pipeline.images import decode
 from pipeline.images.decode import decode_image, image_extensions
 
 from . import bad_images
-from .bad_images import encode
-
-ORIENTATION = 0x0112
+from .bad_images import CASES, encode, turned
 
 
 def smooth(height: int, width: int) -> NDArray[np.uint8]:
@@ -124,9 +121,7 @@ def test_sixteen_bit_grey_is_divided_by_257_and_rounded() -> None:
     ("file_format", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGB")]
 )
 def test_all_exif_orientations_are_applied(file_format: str, mode: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    data = encode(picture(mode, 24, 40), file_format, exif=exif)
+    data = encode(picture(mode, 24, 40), file_format, exif=turned(orientation))
     pixels = decoded(data)
     assert pixels.shape == ((40, 24, 3) if orientation >= 5 else (24, 40, 3))
     np.testing.assert_array_equal(pixels, as_pillow(data))
@@ -149,14 +144,12 @@ def test_a_ratio_reduces_jpegs_alone_and_is_asked_with_the_turned_size() -> None
         asked.append((height_px, width_px))
         return 4
 
-    exif = Image.Exif()
-    exif[ORIENTATION] = 8
     image = picture("RGB", 101, 203)
-    pixels, size_px = decode_image(encode(image, "JPEG", exif=exif), quarter)
+    pixels, size_px = decode_image(encode(image, "JPEG", exif=turned(8)), quarter)
     assert asked == [(203, 101)]
     assert size_px == (203, 101)
     assert pixels.shape == (51, 26, 3)
-    lossless = (Path(__file__).parent / "image_cases/lossless.jpg").read_bytes()
+    lossless = (CASES / "lossless.jpg").read_bytes()
     for data in (encode(image, "PNG"), encode(image.convert("CMYK"), "JPEG"), lossless):
         pixels, size_px = decode_image(data, quarter)
         np.testing.assert_array_equal(pixels, as_pillow(data))

@@ -10,7 +10,6 @@ import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 
-from .bad_images import encode, error_of, picture, png_of, tiff, whole_files
+from .bad_images import CASES, encode, error_of, picture, png_of, tiff, whole_files
 from .test_decode import on_white
 
-CASES = Path(__file__).parent / "image_cases"
 HEIGHT, WIDTH = 40, 56
 # (40, 56, 4) of 0 to 1; the first row ends in whole white and black.
 VALUES = np.dstack([np.asarray(picture(3)), np.asarray(picture(5))])[..., :4] / 255.0

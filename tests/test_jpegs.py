@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ from PIL import Image
 from pipeline.images import decode
 from pipeline.images.decode import decode_image
 
-from .bad_images import encode, error_of, picture
+from .bad_images import CASES, encode, error_of, picture, turned
 from .test_decode import as_pillow
 
-CASES = Path(__file__).parent / "image_cases"
 END = b"\xff\xd9"
 
 
@@ -42,8 +40,7 @@ def encoded(draw: st.DrawFn) -> bytes:
     options["progressive"] = draw(st.booleans())
     options |= draw(st.sampled_from([{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}]))
     if draw(st.booleans()):
-        options["exif"] = exif = Image.Exif()
-        exif[0x0112] = draw(st.integers(1, 8))
+        options["exif"] = turned(draw(st.integers(1, 8)))
     colours = draw(st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1", "grey", "RGB", "CMYK", "YCCK"]))
     if colours in ("4:4:0", "4:1:1"):
         return simplejpeg.encode_jpeg(np.ascontiguousarray(image), options["quality"], "RGB", colours.replace(":", ""))
@@ -84,9 +81,7 @@ def test_a_reduced_picture_is_that_of_libjpegs_scaled_decoding() -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
 def test_half_a_file_with_an_end_is_not_a_picture(mode: str, options: dict[str, Any]) -> None:
     data = jpeg(picture(1, 120, 160).convert(mode), **options)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    camera = jpeg(picture(1, 120, 160).convert(mode), exif=exif, **options)
+    camera = jpeg(picture(1, 120, 160).convert(mode), exif=turned(6), **options)
     # As a power cut leaves it, too: of its full size, or longer, but never written to the end.
     for half in (data[: len(data) // 2], camera[: len(camera) // 2]):
         for end in (END, bytes(len(data) - len(half)), bytes(9 * len(data))):
@@ -127,9 +122,7 @@ def test_what_stands_beside_the_coded_data_does_no_harm() -> None:
 
 
 def test_a_small_copy_before_the_orientation_does_not_hide_it() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data, small = jpeg(picture(0), exif=exif), jpeg(picture(0, 8, 8))
+    data, small = jpeg(picture(0), exif=turned(6)), jpeg(picture(0, 8, 8))
     place = data.index(b"\xff\xe1")
     changed = data[:place] + b"\xff\xed" + (len(small) + 2).to_bytes(2, "big") + small + data[place:]
     np.testing.assert_array_equal(decode_image(changed)[0], as_pillow(data))

@@ -114,14 +114,11 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             read_list(path)
 
 
-@pytest.mark.parametrize("line", ["a/x.jpg 0", "a\\x.jpg", "elsewhere/x.jpg"])
-def test_a_list_of_which_no_file_is_there_says_where_it_looked_and_what_to_do(tmp_path: Path, line: str) -> None:
+def test_a_list_of_which_no_file_is_there_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
     touch(tmp_path, "a/x.jpg")
-    with pytest.raises(
-        DatasetError, match=r"^data\.list: none of its 1 files was found, got .*x\.jpg.*whose first line is path,label"
-    ):
-        refuse_all_missing(listed(tmp_path, line), tmp_path / "list.txt")
-    refuse_all_missing(listed(tmp_path, f"{line}\na/x.jpg"), tmp_path / "list.txt")
+    with pytest.raises(DatasetError, match=r"^data\.list: none of its 2 files was found, got .*x\.jpg.*first line is path,label"):
+        refuse_all_missing(listed(tmp_path, "a/x.jpg 0\na\\x.jpg"), tmp_path / "list.txt")
+    refuse_all_missing(listed(tmp_path, "a/x.jpg 0\na/x.jpg"), tmp_path / "list.txt")
 
 
 def test_names_that_no_system_has_and_files_that_are_no_images_are_failed_rows(tmp_path: Path) -> None:

@@ -189,12 +189,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
     busy: int = 0
 
     def do_HEAD(self) -> None:
-        self._answer(has_body=False)
+        self.do_GET(has_body=False)
 
-    def do_GET(self) -> None:
-        self._answer(has_body=True)
-
-    def _answer(self, has_body: bool) -> None:
+    def do_GET(self, has_body: bool = True) -> None:
         name = self.path.removeprefix("/").partition(".")[0]
         status = int(name) if name.isdigit() else 200
         if name == "busy" and Answers.busy:

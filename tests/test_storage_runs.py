@@ -54,8 +54,6 @@ def test_a_run_at_an_address_is_that_of_a_folder_bit_for_bit(folder: RemotePath,
     write_run(folder, SPEC, FAILED)
     write_run(tmp_path / "local", SPEC, FAILED)
     assert_same_run(copy_here(ADDRESS, tmp_path / "copy"), tmp_path / "local")
-    verdict = verify_folder(tmp_path / "copy", 2)
-    assert (verdict.count, verdict.rows) == (0, 22)
     assert not (tmp_path / "scratch").exists()
 
 

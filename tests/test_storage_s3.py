@@ -20,6 +20,7 @@ from pipeline.storage import RemotePath
 from pipeline.store.reader import open_run
 from pipeline.store.verification import verify_folder
 
+from .conftest import PHOTOGRAPHS
 from .killed_runs import assert_same_run
 from .object_store import ObjectStore, copy_here, names_at, object_store, put_files
 from .processes import REPOSITORY, call, command, start
@@ -124,19 +125,8 @@ def test_what_is_wrong_with_the_address_is_said_in_one_line_in_bounded_time(stor
     assert said(IMAGES, **nobody).startswith("NoCredentialsError: Unable to locate credentials")
 
 
-def images_here(folder: Path, count: int = 12) -> Path:
-    from PIL import Image
-
-    folder.mkdir()
-    random = np.random.default_rng(3)
-    for number in range(count):
-        Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{number:02d}.png")
-    return folder
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that kills at once")
 def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_bits(store: ObjectStore, tmp_path: Path) -> None:
-    images = images_here(tmp_path / "imgs")
     held: list[str] = []
 
     def fault(method: str, path: str) -> int | None:
@@ -149,7 +139,14 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
     (tmp_path / "sitecustomize.py").write_text(
         "import pipeline.storage as storage\nstorage.PART_BYTES, storage.PARTS_AT_ONCE = 5 << 20, 1\n"
     )
-    options = [f"data.dir={images}", *OPTIONS, "layers=[relu1_1,relu1_2]", "data.size=224", "name=run", "output.compression=none"]
+    options = [
+        f"data.dir={PHOTOGRAPHS}",
+        *OPTIONS,
+        "layers=[relu1_1,relu1_2]",
+        "data.size=224",
+        "name=run",
+        "output.compression=none",
+    ]
     variables = {**store.environment, "TMPDIR": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     store.fault = fault
     with start(command(*options, "output.dir=s3://bucket/outputs"), tmp_path, **variables) as process:
@@ -180,8 +177,7 @@ def test_a_run_killed_in_mid_upload_leaves_nothing_half_and_goes_on_to_the_same_
 
 
 def test_two_runs_that_start_together_at_one_address_are_one(store: ObjectStore, tmp_path: Path) -> None:
-    images = images_here(tmp_path / "imgs", 6)
-    options = [f"data.dir={images}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
+    options = [f"data.dir={PHOTOGRAPHS}", *OPTIONS, "name=run", "output.dir=s3://bucket/outputs"]
     processes = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import plan
+from pipeline.config import DataOptions
 from pipeline.images.reading import read_image
 from pipeline.images.tfds import find_set, list_set, sets_folder
 from pipeline.records import Manifest, digest_images
 
-from .processes import run_python
 from .test_folder import refusal
 from .test_loader import errors_of
 from .tiny_sets import IMAGES, tiny_png
@@ -71,7 +72,7 @@ def test_what_a_set_no_longer_holds_is_a_failed_row(tiny_set: Path, tmp_path: Pa
         read_image(gone[0])
 
 
-def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path) -> None:
+def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("a/1.0.0", "a/1.10.0", "a/1.9.0", "b/only/2.0.0", "c/x/1.0.0", "c/y/1.0.0", "a/other"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "dataset_info.json").touch()
@@ -83,6 +84,9 @@ def test_sets_are_found_by_name_configuration_and_version(tmp_path: Path) -> Non
         message = refused(name, tmp_path)
         assert message.startswith(f"data.tfds: no such set is prepared in '{tmp_path}', got '{name}'. Expected one of: ")
         assert words in message
+    # TensorFlow takes seconds to load, and is not needed for the answer.
+    monkeypatch.setattr(plan, "load_tensorflow", None)
+    assert refusal(lambda: plan.list_images(DataOptions(tmp_path, tfds="d"))) == refused("d", tmp_path)
     assert refused("a", tmp_path / "none").startswith(f"data.tfds: no such set is prepared in '{tmp_path}/none', got 'a'.")
 
 
@@ -111,13 +115,3 @@ def test_what_is_wrong_with_a_set_is_one_line(tiny_set: Path, tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert refused("tiny", tiny_set).startswith("data.tfds: TensorFlow Datasets cannot be loaded, got ")
     assert refused("tiny", tiny_set).endswith("Run `pip install 'deep-feature-pipeline[tfds]'`.")
-
-
-def test_a_wrong_name_is_answered_before_anything_is_loaded(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from pipeline.config import DataOptions\n"
-        "from pipeline.plan import list_images\n"
-        "try: list_images(DataOptions(Path(sys.argv[1]), tfds='none'))\n"
-        "except Exception as error: print(type(error).__name__, {'tensorflow', 'tensorflow_datasets'} & {*sys.modules})"
-    )
-    assert run_python(program, tmp_path).stdout == "DatasetError set()\n"
