@@ -87,6 +87,7 @@ CONFLICTS = {
     "engine.workers=2": "engine.name: workers are those of a cluster, got 'local'. Expected engine=ray too.",
     "network.name=keras": "network.model: no model is named, got None. Expected a name or a .keras file",
     f"{KERAS} network.pooling=avg": "network.pooling: of networks of VGG alone, got 'avg'.",
+    "network.name=vgg11 network.weights=matconvnet": "network.weights: none such are known, got 'matconvnet'. Expected imagenet,",
     f"{KERAS} network.weights=matconvnet": "network.weights: none such are known, got 'matconvnet'. Expected imagenet, ",
     f"{KERAS} runtime.backend=winograd": "runtime.backend: of VGG networks alone, got 'winograd'. Expected auto or ",
     f"{KERAS} runtime.precision=bfloat16": "runtime.precision: of VGG networks alone, got 'bfloat16'.",

@@ -137,19 +137,14 @@ def test_the_table_of_layers_has_shapes_and_bytes(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": None}, "network.model: no model is named, got"),
         ({"model": "ResNet5"}, "got 'ResNet5'. Expected a .keras file or one of: ResNet50"),
         ({"model": "x.keras"}, "got 'x.keras'. Expected a .keras file that exists"),
-        ({"backend": "winograd"}, "runtime.backend: of VGG networks alone"),
         ({"size": None}, "data.size: native size is of networks of VGG alone"),
-        ({"pooling": "avg"}, "network.pooling: of networks of VGG alone"),
-        ({"weights": "torchvision"}, "network.weights: none such are known, got 'torchvision'"),
         ({"layers": "smal"}, "layers: no map or vector of tiny matches, got 'smal'. Expected e.g. small, small.avg."),
         ({"layers": "sequence"}, "layers: no map or vector of tiny matches, got 'sequence'"),
         ({"layers": "hidden"}, "layers: no map or vector of tiny matches, got 'hidden'"),
         ({"layers": "mean:avg"}, "layers: avg takes a map and mean is a vector"),
         ({"layers": ["small.avg", "small:avg"]}, "layers: a layer has the name of a reduction, got small.avg twice"),
-        ({"network": "vgg19", "layers": "relu1_1"}, "network.model: of networks of keras alone"),
     ],
 )
 def test_wrong_options_are_one_line(images: Path, tiny: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -16,15 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import extract_features
-from pipeline.config import check_options
-from pipeline.errors import OptionError
 from pipeline.network import architectures, known_weights
 from pipeline.network.weights import TORCH, file_format
 from pipeline.plot import input_picture
 
 from . import oracle
 from .conftest import THIN_CHANNELS
-from .test_config import values
 from .test_weights import Bomb, load, published_kernel
 from .weight_files import Loader, assert_same_weights, few_channels, read, refusal
 
@@ -234,12 +231,6 @@ def test_the_original_training_converted_keeps_its_own_input(load: Loader, tmp_p
     assert loaded.recognised == "VGG-19 of Simonyan & Zisserman (Caffe), RGB, HWIO"
     np.testing.assert_array_equal(loaded.kernels["conv1_1"], published_kernel())
     assert (tuple(loaded.mean_pixel), loaded.scale_pixel, loaded.pool_padding) == (architectures.MEAN_PIXEL_RGB, None, "same")
-
-
-def test_options_know_which_networks_have_which_weights() -> None:
-    expected = r"network.weights: none such .*, got 'matconvnet'\. Expected imagenet, torchvision, random"
-    with pytest.raises(OptionError, match=expected):
-        check_options(values(data__dir=".", network__name="vgg11", network__weights="matconvnet"))
 
 
 # Against PyTorch itself, where it is installed.

@@ -149,13 +149,6 @@ def test_a_segment_goes_on_where_the_one_before_it_is_still_computing(workers: W
     np.testing.assert_array_equal(np.asarray(Segment([second], workers)(waiting)), together)
 
 
-def test_not_a_number_stays_one(workers: Workers) -> None:
-    image = np.zeros((1, 8, 8, 64), np.float32)
-    image[0, 2, 2, 5] = np.nan
-    found = Segment([one_pass(64, 64, relu=True)[0]], workers)(image).wait()
-    assert np.isnan(found[0, 2, 2]).all()
-
-
 @pytest.mark.parametrize("size", [(5, 3), (90, 61)])
 def test_the_first_convolution_in_the_same_pass_is_the_one_before(size: tuple[int, int], workers: Workers) -> None:
     images = draw((3, *size, 3), 0)
