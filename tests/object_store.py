@@ -13,7 +13,6 @@ import fsspec
 
 from pipeline.storage import RemotePath, file_system
 
-BUCKET = "bucket"
 # What a request is answered with instead, or None: (method, path with query) -> status.
 Fault = Callable[[str, str], int | None]
 
@@ -85,7 +84,7 @@ def object_store() -> Iterator[ObjectStore]:
     os.environ.update(store.environment)
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        boto3.client("s3").create_bucket(Bucket="bucket")
         yield store
     finally:
         store.close()

@@ -207,9 +207,8 @@ def test_rows_columns_and_statistics_are_read_where_they_are(folder: RemotePath,
         np.testing.assert_array_equal(run["relu4_1"][17], made["relu4_1"][17])
         for column in local.images:
             assert run.images[column].tolist() == local.images[column].tolist()
-        some = [batch[0] for batch in run.batches("conv1_1", 4, shuffle=True, seed=3)]
-        again = [batch[0] for batch in local.batches("conv1_1", 4, shuffle=True, seed=3)]
-        for one, other in zip(some, again, strict=True):
+        some, again = (opened.batches("conv1_1", 4, shuffle=True, seed=3) for opened in (run, local))
+        for (one, _), (other, _) in zip(some, again, strict=True):
             np.testing.assert_array_equal(one, other)
         copy = pickle.loads(pickle.dumps(run))
         np.testing.assert_array_equal(copy["conv1_1"][5], local["conv1_1"][5])
