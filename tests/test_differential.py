@@ -359,8 +359,10 @@ def compare_layer(file: h5py.File, name: str, rows: list[Row], dtype: np.dtype[A
 # -- The tests ------------------------------------------------------------------------------------------------------------------
 
 
-def write_weights(folder: Path) -> WeightsFiles:
-    """Writes thin weights in files of several kinds."""
+@pytest.fixture(scope="module")
+def weights_files(tmp_path_factory: pytest.TempPathFactory) -> WeightsFiles:
+    """Thin weights in files of several kinds."""
+    folder = tmp_path_factory.mktemp("weights")
     found: WeightsFiles = {}
     names = {"vgg19": ("new.mat", "keras.h5", "of.safetensors"), "vgg16": ("old.mat", "keras.h5"), "vgg11": ("of.safetensors",)}
     for network, name in ((network, name) for network, all_names in names.items() for name in all_names):
@@ -380,11 +382,6 @@ def write_weights(folder: Path) -> WeightsFiles:
             write_matconvnet(path, Weights(network, kernels, biases, mean, padding, ""), name[:3])
         found.setdefault(network, {})[str(path)] = plain_script.Weights(kernels, biases, mean, scale, padding == "same")
     return found
-
-
-@pytest.fixture(scope="module")
-def weights_files(tmp_path_factory: pytest.TempPathFactory) -> WeightsFiles:
-    return write_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture

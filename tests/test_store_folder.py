@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -81,39 +80,24 @@ def test_replace_removes_what_this_program_wrote_and_nothing_else(tmp_path: Path
     assert len(open_run(tmp_path)) == 3
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, to be copied."""
-    folder = tmp_path_factory.mktemp("written") / "run"
-    write_run(folder, make_spec())
-    return folder
-
-
 @pytest.mark.parametrize(
     "name", ["shards/shard-00001-of-00003.h5", "shards/shard-00007-of-00009.h5", "features.h5", "SHA256SUMS.partial", "shards"]
 )
-@pytest.mark.parametrize("kind", ["link to a file", "folder"])
-def test_a_link_or_a_folder_under_a_name_of_a_run_is_refused(written: Path, tmp_path: Path, kind: str, name: str) -> None:
+def test_a_link_or_a_folder_under_a_name_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
     folder, outside = tmp_path / "run", tmp_path / "outside"
-    shutil.copytree(written, folder)
+    write_run(folder, make_spec())
     path = folder / name
-    path.unlink(missing_ok=True) if name != "shards" else path.rename(tmp_path / "elsewhere")
-    if kind == "link to a file":
-        outside.write_text("precious")
-        path.symlink_to(outside)
-    elif name == "shards":
-        path.symlink_to(tmp_path / "elsewhere")
-    else:
-        path.mkdir()
-    before = files_in(folder)
-    for existing in ("resume", "extend", "replace", "fail"):
-        with pytest.raises(StoreError) as raised:
-            open_folder(folder, make_spec(), existing)
-        assert str(raised.value).startswith(
-            f"{path}: not a file of the run, got {'a link' if path.is_symlink() else 'a folder'}."
-        )
-    assert files_in(folder) == before
-    assert kind == "folder" or outside.read_text() == "precious"
+    path.rename(outside) if path.exists() else outside.write_text("precious")
+    path.symlink_to(outside)
+    for kind in ("a link", "a folder") if name != "shards" else ("a link",):
+        if kind == "a folder":
+            path.unlink()
+            path.mkdir()
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for existing in ("resume", "extend", "replace", "fail"):
+            with pytest.raises(StoreError, match=f"^{path}: not a file of the run, got {kind}"):
+                open_folder(folder, make_spec(), existing)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["features.h5", "shards/shard-00001-of-00003.h5"])
@@ -147,12 +131,7 @@ def test_a_folder_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path) 
 def test_damaged_shards_are_made_again_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = make_spec()
     values = write_run(tmp_path, spec)
-    broken, renamed, last = sorted((tmp_path / "shards").iterdir())
-    whole = renamed.read_bytes()
-    renamed.write_bytes(last.read_bytes())
-    with pytest.raises(StoreError, match=r"not the shard that its name says, got rows 8 to 9\. Expected 4 to 7"):
-        open_folder(tmp_path, spec, "resume")
-    renamed.write_bytes(whole)
+    broken = min((tmp_path / "shards").iterdir())
     broken.write_bytes(broken.read_bytes()[:3000])
     with open_folder(tmp_path, spec, "resume") as opened:
         assert {shard.number for shard in opened.finished} == {1, 2}
