@@ -97,7 +97,8 @@ def test_a_task_makes_its_shards_and_says_what_came_of_them(tmp_path: Path, monk
     # Whoever holds the lock writes the digests.
     assert not list(tmp_path.glob("SHA256SUMS*"))
     assert not list(tmp_path.rglob("*.partial"))
-    assert engine.make_task((), shards).made.bytes_stored == found.made.bytes_stored
+    # Again; ISA-L need not give the same number of bytes.
+    assert engine.make_task((), shards).made.bytes_raw == found.made.bytes_raw
 
 
 def test_a_process_whose_network_is_for_another_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
