@@ -244,10 +244,10 @@ def test_bytes_changed_anywhere_give_what_was_written_or_one_line(tmp_path: Path
         write_run(tmp_path / name, spec, failed=[1], values=make_values(spec, native))
     found: Counter[str] = Counter()
     good = {path: path.read_bytes() for path in tmp_path.rglob("*.h5")}
-    while found.total() < 600:
+    while found.total() < 700:
         # HDF5 itself crashes on, or never comes back from, some of what is no HDF5 any more: another process goes on.
         receive, send = multiprocessing.Pipe(duplex=False)
-        jobs = range(found.total(), 600)
+        jobs = range(found.total(), 700)
         process = multiprocessing.get_context("spawn").Process(
             target=_read, args=([tmp_path / name for name in RUNS], jobs, send)
         )
@@ -265,4 +265,4 @@ def test_bytes_changed_anywhere_give_what_was_written_or_one_line(tmp_path: Path
     print(found)
     assert found["lost"] <= 12
     assert found.keys() <= {"same", "one line", "lost"}
-    assert found["one line"] >= 150
+    assert found["one line"] >= 200
